@@ -1,0 +1,102 @@
+"""`semhitok train`: all stages of a recipe, and on from where an earlier call stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from semhitok.cli.console import JsonOption, message, print_json
+
+if TYPE_CHECKING:
+    from semhitok.train.run import Evaluation
+
+
+def train(
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE", help="Name or .yaml file.", show_default=False),
+    ],
+    data: Annotated[
+        list[str],
+        typer.Option("--data", help="Folder, .parquet, .tar or Hub data set; may be repeated."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The run folder; an interrupted run goes on.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override path.to.key of the recipe."),
+    ] = None,
+    probe: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--probe",
+            metavar="TRAIN VAL",
+            help="Labelled data on which the semantics of stage 1 are measured.",
+        ),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Train a tokenizer, all stages.
+
+    An interrupted run goes on where it was. Works under torchrun too.
+    """
+    first = os.environ.get("RANK", "0") == "0"
+    _log_to_stderr(logging.INFO if first else logging.WARNING)
+    from semhitok.data.sources import open_source
+    from semhitok.errors import StorageError
+    from semhitok.train.recipe import load_recipe
+    from semhitok.train.run import Run
+
+    settings = load_recipe(recipe, set_ or ())
+    if out.exists() and not out.is_dir():
+        raise StorageError(f"{out} is a file; give a folder for the run")
+    source = open_source(list(data))
+    evaluation = None if probe is None else _evaluation(*probe)
+    try:
+        run = Run(settings, source, out, evaluation=evaluation)
+        model = run.train()
+        run.world.leave()
+    except KeyboardInterrupt as error:
+        if first:
+            message("interrupted; the same command continues")
+        raise typer.Exit(130) from error
+    if not first:
+        return
+    record: dict[str, Any] = {"model": str(out / "model"), "name": model.config.name}
+    record["hash"] = model.hash
+    if json_:
+        print_json(record)
+    else:
+        print(f"{record['model']}: {record['name']}, hash {record['hash']}")
+
+
+def _evaluation(train_data: str, val_data: str) -> Evaluation:
+    """What `Run` calls at the end of stage 1; the data are opened, and refused, now."""
+    from semhitok.data.sources import open_source
+    from semhitok.evaluate.semantics import check_labels, probe_semantics
+
+    train_source, val_source = open_source(train_data), open_source(val_data)
+    check_labels(train_source)
+    check_labels(val_source)
+
+    def evaluation(model: Any, extras: dict[str, Any]) -> dict[str, Any]:
+        return probe_semantics(
+            model, extras["kmeans_codes"], train_source, val_source, model.config.image_size
+        )
+
+    return evaluation
+
+
+def _log_to_stderr(level: int) -> None:
+    """Log lines of this package; short times at a terminal, dates in a file."""
+    times = "%H:%M:%S" if sys.stderr.isatty() else "%Y-%m-%d %H:%M:%S"
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", times))
+    logger = logging.getLogger("semhitok")
+    logger.handlers = [handler]
+    logger.setLevel(level)
+    logger.propagate = False

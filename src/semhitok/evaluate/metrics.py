@@ -1,0 +1,70 @@
+"""How near a reconstruction is to its picture, and what a mean over pictures is worth."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from semhitok.errors import DataError, ShapeError
+from semhitok.extras import require
+
+MAX_PSNR_DB = 100.0
+"""PSNR of equal pictures, so that means stay finite."""
+
+SSIM_WINDOW = 11
+"""Side of the Gaussian window (sigma 1.5) in pixels: the smallest side that SSIM takes."""
+
+BOOTSTRAP_SAMPLES = 2000
+
+
+def psnr(a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]) -> Float[Tensor, b]:
+    """Peak signal-to-noise ratio of each pair in dB, for values in [0, 1]; at most MAX_PSNR_DB."""
+    error = (a.float() - b.float()).square().mean(dim=(1, 2, 3))
+    return -10 * torch.log10(error.clamp(min=10 ** (-MAX_PSNR_DB / 10)))
+
+
+def ssim(a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]) -> Float[Tensor, b]:
+    """Structural similarity of each pair, for values in [0, 1]; 1 for equal pictures.
+
+    Raises:
+        MissingExtraError: torchmetrics is not installed.
+        ShapeError: a side is shorter than SSIM_WINDOW.
+    """
+    height, width = a.shape[-2:]
+    if min(height, width) < SSIM_WINDOW:
+        raise ShapeError(f"SSIM: picture is {height}x{width}; both sides need {SSIM_WINDOW} px")
+    image = require("torchmetrics.functional.image", "evaluate")
+    values: Tensor = image.structural_similarity_index_measure(
+        a.float(), b.float(), kernel_size=SSIM_WINDOW, data_range=1.0, reduction="none"
+    )
+    return values.reshape(len(a))  # torchmetrics drops the batch axis of a single pair
+
+
+def summarize(values: Float[Tensor, "n"]) -> dict[str, float]:
+    """Mean, its standard error, and its 95% bootstrap interval (`low`, `high`).
+
+    The bootstrap is seeded: the same values give the same interval. Of a single value nothing is
+    known but itself, so its standard error is 0.
+
+    Raises:
+        DataError: no values.
+    """
+    count = len(values)
+    if count == 0:
+        raise DataError("no values to average; at least one picture is needed")
+    values = values.detach().double().cpu()
+    generator = torch.Generator().manual_seed(0)
+    means = torch.stack(
+        [
+            values[torch.randint(count, (count,), generator=generator)].mean()
+            for _ in range(BOOTSTRAP_SAMPLES)
+        ]
+    )
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return {
+        "mean": float(values.mean()),
+        "standard_error": float(values.std() / count**0.5) if count > 1 else 0.0,
+        "low": low,
+        "high": high,
+    }

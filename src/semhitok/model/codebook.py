@@ -1,0 +1,172 @@
+"""Codebooks: tables of code vectors, and how a latent finds its code.
+
+How a table learns is not its business: by gradient through the losses below, or by the moving
+averages of `semhitok.train.ema`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from semhitok.errors import RecipeError
+from semhitok.model.search import nearest, nearest_in_parent
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a codebook makes of latents."""
+
+    indices: Int64[Tensor, "*grid"]
+    quantized: Float[Tensor, "*grid d"]
+    """The chosen codes; gradients pass straight through to the latents."""
+    commitment_loss: Float[Tensor, ""]
+    """Pulls latents to their codes: trains the encoder only."""
+    codebook_loss: Float[Tensor, ""]
+    """Pulls codes to their latents: trains the codebook only."""
+
+
+def _quantized(
+    latents: Float[Tensor, "*grid d"],
+    indices: Int64[Tensor, "*grid"],
+    codes: Float[Tensor, "*grid d"],
+) -> Quantized:
+    # Forward this is exactly the code; backward it is the identity on the latents.
+    straight_through = codes.detach() + (latents - latents.detach())
+    return Quantized(
+        indices=indices,
+        quantized=straight_through,
+        commitment_loss=F.mse_loss(latents, codes.detach()),
+        codebook_loss=F.mse_loss(codes, latents.detach()),
+    )
+
+
+class SemanticCodebook(nn.Module):
+    """K unit vectors; a latent takes the nearest. Learned by moving averages, never by gradient."""
+
+    codes: Tensor
+
+    def __init__(self, num_codes: int, code_dim: int) -> None:
+        super().__init__()
+        codes = F.normalize(torch.randn(num_codes, code_dim), dim=-1)
+        self.register_buffer("codes", codes)
+
+    def forward(self, latents: Float[Tensor, "*grid d"]) -> Quantized:
+        with torch.autocast(latents.device.type, enabled=False):
+            latents = latents.float()
+            indices = self.search(latents)
+            return _quantized(latents, indices, self.lookup(indices))
+
+    @torch.no_grad()
+    def search(self, latents: Float[Tensor, "*grid d"]) -> Int64[Tensor, "*grid"]:
+        """Semantic codes i of the latents."""
+        return nearest(latents.flatten(0, -2), self.codes).view(latents.shape[:-1])
+
+    def lookup(self, indices: Int64[Tensor, "*grid"]) -> Float[Tensor, "*grid d"]:
+        """The code vectors that the indices name."""
+        return F.embedding(indices, self.codes)
+
+
+class FreeOffsets(nn.Module):
+    """One free offset for each of the K x m codes."""
+
+    def __init__(self, num_parents: int, num_codes: int, code_dim: int) -> None:
+        super().__init__()
+        self.num_parents, self.num_codes = num_parents, num_codes
+        self.weight = nn.Parameter(torch.zeros(num_parents, num_codes, code_dim))
+
+    def table(self) -> Float[Tensor, "k m d"]:
+        return self.weight
+
+    def rows(
+        self, parents: Int64[Tensor, "*grid"], indices: Int64[Tensor, "*grid"]
+    ) -> Float[Tensor, "*grid d"]:
+        # One lookup of the chosen rows: the backward pass of a gather of all m would be huge.
+        return F.embedding(parents * self.num_codes + indices, self.weight.flatten(0, 1))
+
+
+class LowRankOffsets(nn.Module):
+    """Parents mix the same few tables of offsets: K x m codes of K x r + r x m x d numbers."""
+
+    def __init__(self, num_parents: int, num_codes: int, code_dim: int, rank: int) -> None:
+        super().__init__()
+        self.num_parents = num_parents
+        # One factor starts at zero, so that all parents start at the base; the other must not.
+        self.mixture = nn.Parameter(torch.randn(num_parents, rank) / rank**0.5)
+        self.tables = nn.Parameter(torch.zeros(rank, num_codes, code_dim))
+
+    def table(self) -> Float[Tensor, "k m d"]:
+        return torch.einsum("kr,rmd->kmd", self.mixture, self.tables)
+
+    def rows(
+        self, parents: Int64[Tensor, "*grid"], indices: Int64[Tensor, "*grid"]
+    ) -> Float[Tensor, "*grid d"]:
+        rank, _, code_dim = self.tables.shape
+        mixture = F.embedding(parents, self.mixture)
+        rows = F.embedding(indices, self.tables.permute(1, 0, 2).flatten(1))
+        return torch.einsum("...r,...rd->...d", mixture, rows.unflatten(-1, (rank, code_dim)))
+
+
+class HierarchicalCodebook(nn.Module):
+    """K sub-codebooks of m codes; a latent searches only the sub-codebook of its parent (SGHC).
+
+    A sub-codebook is a base that all parents share plus the parent's own offsets, which start at
+    zero: a rare parent is as good as the shared codebook from the start, and can only gain.
+
+    Reference: Chen et al., SemHiTok, arXiv:2503.06764; base and offsets are ours.
+    """
+
+    typical: Tensor
+
+    def __init__(
+        self, num_codes: int, code_dim: int, offsets: FreeOffsets | LowRankOffsets
+    ) -> None:
+        super().__init__()
+        self.base = nn.Parameter(torch.randn(num_codes, code_dim))
+        self.offsets = offsets
+        # Mean code vector of each parent's patches in training: the guess where only i is known.
+        self.register_buffer("typical", torch.zeros(offsets.num_parents, code_dim))
+
+    def free_offsets(self, needed_by: str) -> FreeOffsets:
+        """The offsets, where each code has its own.
+
+        Raises:
+            RecipeError: they are low-rank.
+        """
+        if not isinstance(self.offsets, FreeOffsets):
+            raise RecipeError(
+                f"{needed_by} moves single codes of a parent, which low-rank offsets cannot; set "
+                "pixel.offset_rank to null"
+            )
+        return self.offsets
+
+    def table(self) -> Float[Tensor, "k m d"]:
+        """All sub-codebooks."""
+        return self.base + self.offsets.table()
+
+    def forward(
+        self, latents: Float[Tensor, "*grid d"], parents: Int64[Tensor, "*grid"]
+    ) -> Quantized:
+        """Quantize latents (*grid, d), each within the sub-codebook of its parent (*grid)."""
+        with torch.autocast(latents.device.type, enabled=False):
+            latents = latents.float()
+            indices = self.search(latents, parents)
+            return _quantized(latents, indices, self.lookup(parents, indices))
+
+    @torch.no_grad()
+    def search(
+        self, latents: Float[Tensor, "*grid d"], parents: Int64[Tensor, "*grid"]
+    ) -> Int64[Tensor, "*grid"]:
+        """Pixel codes j of the latents."""
+        flat = nearest_in_parent(latents.flatten(0, -2), parents.flatten(), self.table())
+        return flat.view(parents.shape)
+
+    def lookup(
+        self, parents: Int64[Tensor, "*grid"], indices: Int64[Tensor, "*grid"]
+    ) -> Float[Tensor, "*grid d"]:
+        """The code vectors that semantic and pixel codes name together."""
+        return F.embedding(indices, self.base) + self.offsets.rows(parents, indices)

@@ -1,0 +1,160 @@
+"""Transformer blocks with 2-D rotary positions, patches in and out.
+
+Grids stay (b, h, w, channels) outside attention, so that any height and width work.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from semhitok.model.config import TransformerConfig
+
+ROTARY_BASE = 100.0
+"""Grids are tens of patches wide: the slowest pair turns once in about 600 patches."""
+
+
+def patchify(
+    images: Float[Tensor, "b 3 height width"], patch_size: int
+) -> Float[Tensor, "b h w values"]:
+    """Cut pictures into patches; values are ordered (channel, row, column)."""
+    # Contiguous: a linear layer reads a single picture's strides by another routine than a batch's
+    # copy, in other bits (C5).
+    return F.pixel_unshuffle(images, patch_size).permute(0, 2, 3, 1).contiguous()
+
+
+def unpatchify(
+    patches: Float[Tensor, "b h w values"], patch_size: int
+) -> Float[Tensor, "b channels height width"]:
+    """Inverse of `patchify`."""
+    return F.pixel_shuffle(patches.permute(0, 3, 1, 2), patch_size)
+
+
+def rotary_angles(
+    grid: tuple[int, int], head_dim: int, device: torch.device
+) -> Float[Tensor, "tokens pairs"]:
+    """Angle of each pair of channels: one half turns with the row, the other with the column.
+
+    Reference: Su et al., RoFormer, arXiv:2104.09864, along two axes.
+    """
+    h, w = grid
+    quarter = head_dim // 4
+    speeds = ROTARY_BASE ** (-torch.arange(quarter, device=device, dtype=torch.float32) / quarter)
+    rows = torch.arange(h, device=device, dtype=torch.float32)[:, None] * speeds
+    columns = torch.arange(w, device=device, dtype=torch.float32)[:, None] * speeds
+    angles = torch.cat(
+        [rows[:, None].expand(h, w, quarter), columns[None].expand(h, w, quarter)], dim=-1
+    )
+    return angles.reshape(h * w, 2 * quarter)
+
+
+def rotate(
+    x: Float[Tensor, "b heads tokens head_dim"],
+    cos: Float[Tensor, "tokens pairs"],
+    sin: Float[Tensor, "tokens pairs"],
+) -> Float[Tensor, "b heads tokens head_dim"]:
+    """Turn each pair (channel c, channel c + head_dim / 2) by its angle."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+def unit_rms(x: Float[Tensor, "*shape channels"]) -> Float[Tensor, "*shape channels"]:
+    """Scale the last axis to a root mean square of one."""
+    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+
+
+class Attention(nn.Module):
+    """Self-attention over all patches; queries and keys are normalised, then turned."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.query_scale = nn.Parameter(torch.ones(width // heads))
+        self.key_scale = nn.Parameter(torch.ones(width // heads))
+        self.out = nn.Linear(width, width)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b tokens width"],
+        cos: Float[Tensor, "tokens pairs"],
+        sin: Float[Tensor, "tokens pairs"],
+    ) -> Float[Tensor, "b tokens width"]:
+        b, tokens, width = x.shape
+        qkv = self.qkv(x).view(b, tokens, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        query = rotate(unit_rms(query) * self.query_scale.to(x.dtype), cos, sin).to(value.dtype)
+        key = rotate(unit_rms(key) * self.key_scale.to(x.dtype), cos, sin).to(value.dtype)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(b, tokens, width))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        hidden = round(config.width * config.mlp_ratio)
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.attention = Attention(config.width, config.heads)
+        self.mlp_norm = nn.LayerNorm(config.width)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.width, hidden), nn.GELU(), nn.Linear(hidden, config.width)
+        )
+
+    def forward(
+        self,
+        x: Float[Tensor, "b tokens width"],
+        cos: Float[Tensor, "tokens pairs"],
+        sin: Float[Tensor, "tokens pairs"],
+    ) -> Float[Tensor, "b tokens width"]:
+        x = x + self.attention(self.attention_norm(x), cos, sin)
+        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        return out
+
+
+class Transformer(nn.Module):
+    """Blocks over a grid of any size, and a final norm."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.head_dim = config.width // config.heads
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, x: Float[Tensor, "b h w width"]) -> Float[Tensor, "b h w width"]:
+        grid = (x.shape[1], x.shape[2])
+        angles = rotary_angles(grid, self.head_dim, x.device)
+        tokens = x.flatten(1, 2)
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        for block in self.blocks:
+            tokens = block(tokens, cos, sin)
+        out: Tensor = self.norm(tokens).unflatten(1, grid)
+        return out
+
+
+class ResidualConvolutions(nn.Module):
+    """Two 3x3 convolutions beside the identity, which they leave alone at first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+        assert self.second.bias is not None
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, x: Float[Tensor, "b width h w"]) -> Float[Tensor, "b width h w"]:
+        out: Tensor = x + self.second(F.gelu(self.first(x)))
+        return out
+
+
+def zero_linear(in_features: int, out_features: int) -> nn.Linear:
+    """A linear layer that adds nothing at first."""
+    layer = nn.Linear(in_features, out_features)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,292 @@
+"""Recipes: everything that decides the result of a training, as YAML that is checked."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from semhitok.errors import FormatError, NotFoundError, RecipeError, near_matches
+
+
+class Section(BaseModel):
+    """A part of a recipe; keys that it does not know are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TeacherSection(Section):
+    """Which vision model gives the features."""
+
+    source: str | None = None
+    """Folder or Hub id; None takes the semantic encoder that the bundled `tiny` carries."""
+    revision: str | None = None
+    layers: tuple[int, ...] = (-1,)
+    output_stride: int | None = None
+    """For convolutional teachers: pixels per cell of the grid that they give."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    licence: str | None = None
+    """Of its weights, where they become part of the model."""
+    architecture: dict[str, Any] | None = None
+    """Its configuration in `transformers`, so that the model can be planned without its weights."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Normalisation of a planned teacher; a loaded one tells its own."""
+
+
+class DataSection(Section):
+    """How training pictures are cut from photos."""
+
+    scale: tuple[int, int]
+    """Short side in pixels, drawn anew each time, before the random crop."""
+    flip: bool = True
+    threads: int = Field(default=1, ge=1)
+    cache_gb: float = Field(default=6.0, ge=0)
+    """Memory for decoded photos."""
+
+
+class Phase(Section):
+    """Some steps at one crop size."""
+
+    steps: int = Field(ge=0)
+    crop: int = Field(ge=1)
+    """Side of the training pictures, in pixels."""
+    batch_size: int = Field(ge=1)
+    """Pictures a step, over all ranks and accumulated micro-batches."""
+    enlarge: bool = False
+    """Use pictures smaller than the crop, enlarged; else they are passed over."""
+
+
+class Optimizer(Section):
+    """AdamW, warm-up, cosine to `final` of the peak rate."""
+
+    lr: float = Field(gt=0)
+    final: float = Field(default=0.02, ge=0)
+    warmup: int = Field(default=100, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient."""
+
+
+class StageSection(Section):
+    """What every stage has."""
+
+    phases: tuple[Phase, ...]
+    optimizer: Optimizer
+    ema: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the averaged weights, which are what is saved."""
+    weights: dict[str, float]
+    """Weight of each loss, by the name that it is logged with."""
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+
+class SemanticStage(StageSection):
+    """Stage 1: the semantic codebook and its decoder."""
+
+    buffer_rows: int = Field(default=131_072, ge=1)
+    """Latents that start the codebook (k-means)."""
+    kmeans_iterations: int = Field(default=10, ge=0)
+    codebook_decay: float = Field(default=0.99, ge=0, lt=1)
+    restart_below: float = Field(default=0.02, ge=0)
+    """A code chosen less often than this share of the mean restarts at a random latent."""
+    restart_every: int = Field(default=20, ge=1)
+
+
+class Adversarial(Section):
+    """Discriminator of stages 2 and 3."""
+
+    kind: Literal["patch", "features"] = "patch"
+    """PatchGAN on pixels, or heads on the frozen teacher's features."""
+    width: int = 32
+    depth: int = 3
+    """Strided convolutions, for `patch`."""
+    layers: tuple[int, ...] = ()
+    """Hidden states of the teacher, for `features`."""
+    start: int = Field(default=0, ge=0)
+    """Step from which the decoder hears it; it learns from `start - warmup` on."""
+    warmup: int = Field(default=200, ge=0)
+    optimizer: Optimizer
+
+
+class Perceptual(Section):
+    """Feature loss of stages 2 and 3."""
+
+    kind: Literal["teacher", "lpips"] = "teacher"
+    layers: tuple[int, ...] = ()
+    """Hidden states of the teacher, for `teacher`."""
+    lpips: str | None = None
+    """Folder with SqueezeNet's and LPIPS' weights, for `lpips`."""
+
+
+class PixelStage(StageSection):
+    """Stage 2: pixel encoder, sub-codebooks, decoder."""
+
+    buffer_rows: int = Field(default=65_536, ge=1)
+    kmeans_iterations: int = Field(default=10, ge=0)
+    offsets_lr: float = Field(default=0.1, ge=0)
+    """Rate of the parents' offsets over the rate of all else."""
+    learning: Literal["gradient", "ema"] = "gradient"
+    """Sub-codebooks learn by gradient, or as moving means of their latents."""
+    codebook_decay: float = Field(default=0.99, ge=0, lt=1)
+    restart_below: float = Field(default=0.02, ge=0)
+    restart_every: int = Field(default=50, ge=1)
+    perceptual: Perceptual | None = None
+    adversarial: Adversarial | None = None
+
+
+class EnhanceStage(StageSection):
+    """Stage 3: the Enhance Decoder."""
+
+    noise: float = Field(default=0.0, ge=0, le=1)
+    """Share of pixel codes replaced by others of the same parent."""
+    perceptual: Perceptual | None = None
+    adversarial: Adversarial | None = None
+
+
+class Recipe(Section):
+    """A whole training."""
+
+    name: str
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the networks under autocast; quantizers and losses are always float32."""
+    accumulate: int = Field(default=1, ge=1)
+    """Micro-batches a step."""
+    checkpoint_every: int = Field(default=250, ge=1)
+    log_every: int = Field(default=25, ge=1)
+    sample_every: int = Field(default=1000, ge=1)
+    teacher: TeacherSection
+    model: dict[str, Any]
+    """`config.json` without what the teacher tells: see `semhitok.model.config`."""
+    data: DataSection
+    semantic: SemanticStage
+    pixel: PixelStage
+    enhance: EnhanceStage | None = None
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("semhitok") / "recipes"
+    return sorted(
+        p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")
+    )
+
+
+def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe by name or path, its `extends` chain, and overrides.
+
+    Args:
+        name: a name of `recipe_names()`, or the path of a YAML file.
+        overrides: "path.to.key=value" each, the value written as YAML.
+
+    Raises:
+        NotFoundError: there is no such recipe.
+        RecipeError: a key is unknown, or a value is not allowed.
+    """
+    data = _read(name)
+    for override in overrides:
+        _override(data, override)
+    return parse_recipe(data)
+
+
+def parse_recipe(data: dict[str, Any]) -> Recipe:
+    """Check a recipe's plain data.
+
+    Raises:
+        RecipeError: a key is unknown, or a value is not allowed.
+    """
+    try:
+        return Recipe.model_validate(data)
+    except pydantic.ValidationError as error:
+        raise RecipeError(_one_line(error, data)) from error
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise NotFoundError(f"there is no recipe file {name}; bundled: {recipe_names()}")
+        text = path.read_text()
+    else:
+        if name not in recipe_names():
+            raise NotFoundError(f"there is no recipe {name!r}{near_matches(name, recipe_names())}")
+        text = (resources.files("semhitok") / "recipes" / f"{name}.yaml").read_text()
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        line = " ".join(str(error).split())
+        raise FormatError(f"recipe {name} is not valid YAML: {line}") from error
+    if not isinstance(data, dict):
+        raise FormatError(f"recipe {name} holds {type(data).__name__}; a mapping is needed")
+    base = data.pop("extends", None)
+    return data if base is None else _merge(_read(base), data)
+
+
+def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overlay.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals:
+        raise RecipeError(f"--set {override!r} has no '='; write --set path.to.key=value")
+    *parents, last = path.strip().split(".")
+    node: Any = data
+    for parent in parents:
+        node = (
+            node.setdefault(parent, {}) if isinstance(node, dict) else _member(node, parent, path)
+        )
+        if node is None or not isinstance(node, (dict, list)):
+            raise RecipeError(f"--set {path}: {parent!r} is not a section of the recipe")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {path}: {text!r} is not a YAML value") from error
+    if isinstance(node, list):
+        _member(node, last, path)
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def _member(node: list[Any], index: str, path: str) -> Any:
+    if not index.isdigit() or int(index) >= len(node):
+        raise RecipeError(f"--set {path}: {index!r} is no place in a list of {len(node)}")
+    return node[int(index)]
+
+
+def _one_line(error: pydantic.ValidationError, data: dict[str, Any]) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        key = str(first["loc"][-1])
+        return (
+            f"recipe has an unknown key {where!r}{near_matches(key, _allowed(first['loc'][:-1]))}"
+        )
+    given = "" if first["type"] == "missing" else f" is {first['input']!r}"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"recipe: {where}{given}: {first['msg']}{more}"
+
+
+def _allowed(path: tuple[int | str, ...]) -> list[str]:
+    """Keys of the section at a path, found through the annotations."""
+    section: Any = Recipe
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(section.model_fields)

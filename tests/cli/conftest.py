@@ -1,0 +1,63 @@
+"""Model folders with random weights, and small pictures on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+if TYPE_CHECKING:
+    from semhitok.model import SemHiTok
+    from semhitok.model.config import TokenizerConfig
+
+
+@pytest.fixture(scope="session")
+def model(
+    make_tokenizer: Callable[..., SemHiTok], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """16 x 4 codes, patches of 8 px, pictures of 32 px; its name is tiny-random."""
+    from semhitok import hub
+
+    folder = tmp_path_factory.mktemp("models") / "toy"
+    hub.save(make_tokenizer(), folder, metrics={"psnr_db": 12.5})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_model(
+    make_tokenizer: Callable[..., SemHiTok],
+    tiny_config: TokenizerConfig,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Of the same shape, with other weights."""
+    from semhitok import hub
+
+    folder = tmp_path_factory.mktemp("models") / "other"
+    hub.save(make_tokenizer(dataclasses.replace(tiny_config, name="other"), seed=1), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., Image.Image]:
+    """Makes smooth pictures, another one for each seed."""
+
+    def make(seed: int, width: int = 40, height: int = 40) -> Image.Image:
+        coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+    return make
+
+
+@pytest.fixture
+def photos(picture: Callable[..., Image.Image], tmp_path: Path) -> Path:
+    """Five pictures, two of them not square."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, size in enumerate([(40, 40), (64, 40), (40, 40), (40, 56), (40, 40)]):
+        picture(number, *size).save(folder / f"{number}.png")
+    return folder

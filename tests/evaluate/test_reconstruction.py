@@ -1,0 +1,199 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from semhitok.data.sources import ImageSource
+from semhitok.errors import DataError, ImageError, NotFoundError, RangeError
+from semhitok.evaluate.judge import ENVIRONMENT_VARIABLE
+from semhitok.evaluate.metrics import psnr
+from semhitok.evaluate.reconstruction import Tokenizer, evaluate, evenly_spaced
+from semhitok.evaluate.report import Report
+from semhitok.images import to_pil, to_tensor
+
+
+class GreyTokenizer(torch.nn.Module):
+    """The mean grey of a 4 px patch in 256 steps: K = 16 coarse steps of m = 16 fine ones."""
+
+    patch_size, hash, device = 4, "0123abcd", torch.device("cpu")
+    config = SimpleNamespace(
+        name="grey", semantic=SimpleNamespace(num_codes=16), pixel=SimpleNamespace(num_codes=16)
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.batch_sizes, self.decoders = [], []
+
+    def encode(self, images):
+        self.batch_sizes.append(len(images))
+        return F.avg_pool2d(images, 4).mean(dim=1).mul(255).round().long()
+
+    def decode(self, ids, **choice):
+        self.decoders.append(choice)
+        offset = 0.0009  # below half a level: gone after rounding to 8 bits
+        grey = ids[:, None].expand(-1, 3, -1, -1) / 255 + offset
+        return F.interpolate(grey, scale_factor=4.0).clamp(0, 1)
+
+    def split(self, ids):
+        return ids // 16, ids % 16
+
+
+class ListSource(ImageSource):
+    """Pictures in memory; an exception stands for one that cannot be read."""
+
+    def __init__(self, *pictures):
+        self.pictures, self.name = pictures, "list"
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def key(self, index):
+        return f"picture-{index}"
+
+    def read_bytes(self, index):
+        raise NotImplementedError
+
+    def read(self, index):
+        if isinstance(self.pictures[index], Exception):
+            raise self.pictures[index]
+        return self.pictures[index]
+
+    def _identity(self):
+        return [str(len(self))]
+
+
+@pytest.fixture(autouse=True)
+def no_judge(monkeypatch):
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+
+
+@pytest.fixture
+def photos(images):
+    return ListSource(*map(to_pil, images))
+
+
+@pytest.fixture
+def tok():
+    return GreyTokenizer()
+
+
+def test_figures_are_those_of_the_pictures(tok, photos):
+    report = evaluate(tok, photos, resolution=32, batch_size=3)
+    assert isinstance(tok, Tokenizer)
+    assert tok.batch_sizes == [3, 1]
+    originals = torch.stack([to_tensor(photos.read(n)) for n in range(4)])
+    grey = F.avg_pool2d(originals, 4).mean(dim=1, keepdim=True).mul(255).round().div(255)
+    back = F.interpolate(grey, scale_factor=4).expand(-1, 3, -1, -1)
+    figures = report.figures
+    assert figures["psnr_db"]["mean"] == pytest.approx(
+        float(psnr(originals, back).mean()), abs=1e-3
+    )
+    assert 0 < figures["ssim"]["mean"] < 1
+    assert "lpips_squeeze" not in figures
+    assert (figures["pictures"], figures["failed"]) == (4, {})
+    ids = grey.mul(255).round().long()
+    assert figures["codes"]["patches"] == 4 * 64
+    assert figures["codes"]["flat_usage"] == len(ids.unique()) / 256
+    assert figures["codes"]["semantic_usage"] == len((ids // 16).unique()) / 16
+
+
+def test_reconstructions_are_rounded_to_8_bits(tok):
+    flat = ListSource(Image.new("RGB", (32, 32), (77, 77, 77)))
+    figures = evaluate(tok, flat, resolution=32).figures
+    assert figures["psnr_db"]["mean"] == pytest.approx(100, abs=1e-3)
+
+
+def test_rate(tok, photos):
+    assert evaluate(tok, photos, resolution=32).figures["rate"] == {
+        "bits_per_patch": 8,
+        "bits_per_pixel": 0.5,
+        "patches_per_picture": 64,
+        "bits_per_picture": 512,
+        "bytes_per_picture": 64,
+    }
+
+
+def test_protocol_says_what_was_done(tok, photos):
+    report = evaluate(tok, photos, resolution=24, max_images=2)
+    protocol = report.protocol
+    assert protocol["data"] == {
+        "name": "list",
+        "pictures": 4,
+        "selection": "2, evenly spaced",
+        "fingerprint": photos.fingerprint(),
+    }
+    assert protocol["model"] == {"name": "grey", "hash": "0123abcd", "decoder": "its default"}
+    assert "short side to 24" in protocol["pixels"] and "square" in protocol["pixels"]
+    assert "rounded to 8 bits" in protocol["value_range"]
+    assert (protocol["dtype"], protocol["device"]) == ("float32", "cpu")
+    assert protocol["versions"]["torch"] == torch.__version__
+    assert "no judge" in protocol["metrics"]["lpips_squeeze"]
+    assert Report.from_json(report.to_json()) == report
+
+
+def test_pictures_of_many_sizes_keep_their_shape(tok, photos):
+    wide = photos.read(0).resize((50, 33))
+    source = ListSource(photos.read(0), wide, wide, photos.read(1))
+    report = evaluate(tok, source, resolution=None, crop="grid")
+    assert tok.batch_sizes == [1, 2, 1]
+    assert report.figures["rate"]["patches_per_picture"] == (64 + 2 * 12 * 8 + 64) / 4
+
+
+def test_failed_pictures_are_named_and_the_rest_counted(tok, photos):
+    tiny = Image.new("RGB", (16, 16))
+    broken = ImageError("picture-1: broken picture")
+    source = ListSource(photos.read(0), broken, tiny, photos.read(1))
+    calls = []
+    report = evaluate(
+        tok, source, resolution=None, progress=lambda done, total: calls.append((done, total))
+    )
+    assert report.figures["pictures"] == 2
+    failed = report.figures["failed"]
+    assert list(failed) == ["picture-1", "picture-2"]
+    assert failed["picture-1"] == "broken picture"
+    assert "picture is 16x16 px; to be judged it needs 17" in failed["picture-2"]
+    assert calls[-1] == (4, 4)
+
+
+def test_nothing_to_measure(tok):
+    with pytest.raises(DataError, match=r"list: no picture could be measured \(broken\)"):
+        evaluate(tok, ListSource(ImageError("broken")), resolution=32)
+    with pytest.raises(DataError, match="the source is empty"):
+        evaluate(tok, ListSource(), resolution=32)
+
+
+def test_impossible_requests(tok, photos):
+    with pytest.raises(RangeError, match="max_images is 0"):
+        evaluate(tok, photos, resolution=32, max_images=0)
+    with pytest.raises(RangeError, match="size is 30"):
+        evaluate(tok, photos, resolution=30)
+
+
+def test_a_decoder_is_passed_on_only_when_given(tok, photos):
+    evaluate(tok, photos, resolution=32)
+    report = evaluate(tok, photos, resolution=32, decoder="enhance")
+    assert tok.decoders == [{}, {"decoder": "enhance"}]
+    assert report.protocol["model"]["decoder"] == "enhance"
+
+
+def test_a_folder_without_judge(tok, photos, tmp_path):
+    with pytest.raises(NotFoundError, match="squeezenet1_1.safetensors"):
+        evaluate(tok, photos, resolution=32, judge=tmp_path)
+
+
+@pytest.mark.shared
+def test_photos_with_the_judge(tok, shared):
+    from semhitok.data.sources import ParquetSource
+
+    source = ParquetSource(shared / "data" / "imagenet1k-dev.parquet")
+    report = evaluate(tok, source, resolution=64, max_images=6, judge=shared / "judges")
+    assert 0.3 < report.figures["lpips_squeeze"]["mean"] < 1.2  # grey mush
+    assert report.protocol["metrics"]["lpips_squeeze"].startswith("SqueezeNet 1.1")
+
+
+def test_evenly_spaced():
+    assert evenly_spaced(10, 3) == [0, 3, 6]
+    assert evenly_spaced(3, None) == evenly_spaced(3, 9) == [0, 1, 2]
