@@ -129,7 +129,7 @@ def _fit(
         return value
 
     with torch.enable_grad():
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
+        optimizer.step(loss)
     return weights.detach()
 
 
