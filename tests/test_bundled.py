@@ -57,8 +57,8 @@ def test_the_card_carries_what_a_user_must_know(tiny: SemHiTok) -> None:
 def test_photos_come_back_recognisably(tiny: SemHiTok, shared: Path) -> None:
     source = open_source(shared / "data" / "imagenet1k-dev.parquet")
     report = evaluate(tiny, source, resolution=128, max_images=48)
-    assert report.figures["psnr"]["mean"] > 22.0
-    codes = report.figures["codebooks"]
+    assert report.figures["psnr_db"]["mean"] > 22.0
+    codes = report.figures["codes"]
     assert codes["semantic_usage"] > 0.5
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -114,6 +115,14 @@ def test_parts_import_only_what_the_architecture_allows() -> None:
             one.file.name == "tokenizer.py" and EXCEPTION.get(one.function or "") == one.module
         )
     ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_what_is_imported_is_there() -> None:
+    """An import inside a function that no test calls would else be found by a user."""
+    public = {f"semhitok.{name}" for name in dir(semhitok)}
+    modules = [one for one in INTERNAL if one.module not in public]
+    wrong = [str(one) for one in modules if importlib.util.find_spec(one.module) is None]
     assert not wrong, "\n".join(wrong)
 
 

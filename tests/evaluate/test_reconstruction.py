@@ -7,11 +7,11 @@ from PIL import Image
 
 from semhitok.data.sources import ImageSource
 from semhitok.errors import DataError, ImageError, NotFoundError, RangeError
-from semhitok.evaluate.judge import ENVIRONMENT_VARIABLE
 from semhitok.evaluate.metrics import psnr
 from semhitok.evaluate.reconstruction import Tokenizer, evaluate, evenly_spaced
 from semhitok.evaluate.report import Report
 from semhitok.images import to_pil, to_tensor
+from semhitok.model.lpips import ENVIRONMENT_VARIABLE
 
 
 class GreyTokenizer(torch.nn.Module):

@@ -55,13 +55,13 @@ MINUTE = (
     "pixel.restart_below=0.9",
     "pixel.weights={l1: 1.0, mse: 1.0, perceptual: 0.1, adversarial: 0.1, commitment: 0.25,"
     " codebook: 1.0}",
-    "pixel.perceptual={kind: teacher, layers: [0, 2]}",
+    "pixel.perceptual={layers: [0, 2]}",
     "pixel.adversarial={kind: patch, width: 8, depth: 2, start: 2, warmup: 1,"
     " optimizer: {lr: 0.001, warmup: 1}}",
     "enhance.phases=[{steps: 5, crop: 32, batch_size: 4}]",
     "enhance.optimizer.warmup=2",
     "enhance.noise=0.1",
-    "enhance.perceptual={kind: teacher, layers: [0, 2]}",
+    "enhance.perceptual={layers: [0, 2]}",
     "enhance.adversarial={kind: patch, width: 8, depth: 2, start: 2, warmup: 1,"
     " optimizer: {lr: 0.001, warmup: 1}}",
 )

@@ -52,6 +52,8 @@ def test_a_recipe_without_an_architecture_cannot_be_planned() -> None:
         ("pixel.phases.0.crops=64", r"unknown key 'pixel.phases.0.crops'; did you mean 'crop'"),
         ("enhance.adversarial.optimizer.beta=[0, 1]", r"did you mean 'betas'"),
         ("enhance.perceptual.layer=[1]", r"did you mean 'layers'"),
+        ("enhance.perceptual={}", r"enhance.perceptual is {}: .*teacher's layers or the folder"),
+        ("enhance.perceptual.lpips=judges/", r"either the teacher's layers or the folder of lpips"),
         ("zzzz=1", r"unknown key 'zzzz'; allowed: accumulate"),
         ("seed=many", r"recipe: seed is 'many': .*integer"),
         (

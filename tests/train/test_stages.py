@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from semhitok.errors import DataError, RecipeError
 from semhitok.model import SemHiTok, Teacher
 from semhitok.model.codebook import FreeOffsets, HierarchicalCodebook, LowRankOffsets
 from semhitok.train.enhance import EnhanceTrainer
-from semhitok.train.losses import semantic_losses
+from semhitok.train.losses import LPIPSLoss, semantic_losses
 from semhitok.train.pixel import PixelTrainer, SubcodeUsage
 from semhitok.train.recipe import Recipe
 from semhitok.train.run import TRAINERS
@@ -212,6 +213,15 @@ def test_only_the_enhance_decoder_learns_in_stage_three(
     found, critics = learners(trainer, model, teacher, batches())
     assert found == {"enhance"}
     assert critics == {"critic"}
+
+
+@pytest.mark.shared
+def test_lpips_takes_the_teachers_place(build: Build, batches: Batches, shared: Path) -> None:
+    lpips = f"enhance.perceptual={{lpips: {shared / 'judges'}}}"
+    model, teacher, recipe = build(*weight("enhance", "perceptual"), lpips)
+    trainer = EnhanceTrainer(model, teacher, recipe, World())
+    assert isinstance(trainer.losses.perceptual, LPIPSLoss)
+    assert learners(trainer, model, teacher, batches())[0] == {"enhance"}
 
 
 def test_the_critic_is_heard_from_its_start_and_learns_before(

@@ -17,7 +17,6 @@ from torch import Tensor
 from semhitok.data.sources import ImageSource
 from semhitok.errors import DataError, ImageError, RangeError, SemHiTokError
 from semhitok.evaluate.codebooks import CodeCounter
-from semhitok.evaluate.judge import LPIPS, MIN_SIDE, find_judge, judge_hash
 from semhitok.evaluate.metrics import (
     BOOTSTRAP_SAMPLES,
     MAX_PSNR_DB,
@@ -28,6 +27,7 @@ from semhitok.evaluate.metrics import (
 )
 from semhitok.evaluate.report import Report, package_versions
 from semhitok.images import ImagePolicy, to_tensor
+from semhitok.model.lpips import LPIPS, MIN_SIDE, find_judge, judge_hash
 
 SMALLEST_SIDE = max(SSIM_WINDOW, MIN_SIDE)
 """Pixels; a picture with a shorter side cannot be judged, and is named as failed."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from semhitok.model import Teacher
+from semhitok.model.lpips import LPIPS
 from semhitok.train.discriminator import FeatureDiscriminator, PatchDiscriminator
 from semhitok.train.losses import (
     FeatureLoss,
@@ -23,9 +24,7 @@ from semhitok.train.world import World
 
 def perceptual_loss(config: Perceptual, teacher: Teacher) -> nn.Module:
     """The feature loss that a recipe names."""
-    if config.kind == "lpips":
-        from semhitok.model.lpips import LPIPS
-
+    if config.lpips is not None:
         return LPIPSLoss(LPIPS.load(config.lpips))
     return FeatureLoss(teacher.reading(config.layers))
 

@@ -117,13 +117,18 @@ class Adversarial(Section):
 
 
 class Perceptual(Section):
-    """Feature loss of stages 2 and 3."""
+    """Feature loss of stages 2 and 3: of the teacher's hidden states, or LPIPS."""
 
-    kind: Literal["teacher", "lpips"] = "teacher"
     layers: tuple[int, ...] = ()
-    """Hidden states of the teacher, for `teacher`."""
+    """Hidden states of the teacher."""
     lpips: str | None = None
-    """Folder with SqueezeNet's and LPIPS' weights, for `lpips`."""
+    """Folder with SqueezeNet's and LPIPS' weights; what they trained they must not grade."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_of_both(self) -> Perceptual:
+        if bool(self.layers) == (self.lpips is not None):
+            raise ValueError("give either the teacher's layers or the folder of lpips")
+        return self
 
 
 class PixelStage(StageSection):

@@ -14,8 +14,6 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from semhitok.errors import FormatError, NotFoundError, ShapeError
@@ -202,6 +200,9 @@ def _weight_file(folder: str | Path, name: str) -> Path:
 
 
 def _read_weights(folder: str | Path, name: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     path = _weight_file(folder, name)
     try:
         return load_file(path)

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from semhitok.errors import FormatError, NotFoundError, ShapeError
-from semhitok.evaluate.judge import (
+from semhitok.model.lpips import (
     ENVIRONMENT_VARIABLE,
     HEADS_FILE,
     LPIPS,
