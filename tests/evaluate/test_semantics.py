@@ -66,11 +66,12 @@ class Labelled(ImageSource):
 
 
 def test_probe_of_separable_classes(tok: SemHiTok) -> None:
-    figures = probe_semantics(
-        tok, tok.semantic.codebook.codes.clone(), Labelled(42, 0), Labelled(22, 1000), 32
-    )
+    codes = tok.semantic.codebook.codes.clone()
+    figures = probe_semantics(tok, Labelled(42, 0), Labelled(22, 1000), 32, kmeans_codes=codes)
     accuracy = figures["linear_probe"]
-    assert set(accuracy) == {"teacher", "quantized", "kmeans", "semantic_features"}
+    assert set(accuracy) == {"teacher", "quantized", "kmeans", "semantic_features", "pixel"}
+    assert figures["knn"].keys() == accuracy.keys()
+    assert -1 < figures["cosine"] < 1
     assert 0.6 < accuracy["teacher"] <= 1.0
     assert accuracy["kmeans"] == accuracy["quantized"]  # for the codes are the same
     assert figures["retention"]["quantized"] == accuracy["quantized"] / accuracy["teacher"]
@@ -79,13 +80,15 @@ def test_probe_of_separable_classes(tok: SemHiTok) -> None:
     assert json.loads(json.dumps(figures)) == figures
 
 
-def test_the_four_features(tok: SemHiTok) -> None:
+def test_the_features(tok: SemHiTok) -> None:
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     kmeans = torch.nn.functional.normalize(torch.randn(5, tok.config.semantic.code_dim), dim=-1)
     with torch.no_grad():
-        grids = semantics._grids(tok, kmeans, images)
+        grids = semantics._grids(tok, kmeans, True, images)
     ids = tok.encode(images)
-    assert torch.equal(grids["quantized"], tok.semantic.codebook.lookup(tok.split(ids)[0]))
+    semantic, pixel = tok.split(ids)
+    assert torch.equal(grids["quantized"], tok.semantic.codebook.lookup(semantic))
+    assert torch.allclose(grids["pixel"], tok.pixel.codebook.lookup(semantic, pixel))
     assert torch.allclose(grids["semantic_features"], tok.semantic_features(ids))
     with torch.no_grad():
         distances = torch.cdist(tok.semantic.latents(images, (4, 4)).flatten(0, 2), kmeans)
@@ -93,10 +96,9 @@ def test_the_four_features(tok: SemHiTok) -> None:
 
 
 def test_subsample_is_seeded_and_bounded(tok: SemHiTok) -> None:
-    codes = tok.semantic.codebook.codes
     sources = [Labelled(60, 0), Labelled(60, 0)]
     for source in sources:
-        probe_semantics(tok, codes, source, Labelled(22, 9), 32, max_train=30, max_val=5)
+        probe_semantics(tok, source, Labelled(22, 9), 32, max_train=30, max_val=5)
     assert sources[0].asked == sources[1].asked and len(sources[0].asked) == 30
 
 

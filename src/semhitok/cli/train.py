@@ -84,9 +84,8 @@ def _evaluation(train_data: str, val_data: str) -> Evaluation:
     check_labels(val_source)
 
     def evaluation(model: Any, extras: dict[str, Any]) -> dict[str, Any]:
-        return probe_semantics(
-            model, extras["kmeans_codes"], train_source, val_source, model.config.image_size
-        )
+        size = model.config.image_size
+        return probe_semantics(model, train_source, val_source, size, pixel=False, **extras)
 
     return evaluation
 

@@ -1,4 +1,4 @@
-"""What the semantic codes keep of the teacher's meaning: linear probes on four features."""
+"""What the codes keep of the teacher's meaning: probes of their vectors, cosine to its features."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from semhitok.data.sources import ImageSource
 from semhitok.errors import DataError, SemHiTokError
-from semhitok.evaluate.probes import linear_probe, pooled
+from semhitok.evaluate.probes import knn_accuracy, linear_probe, pooled
 from semhitok.images import ImagePolicy, to_tensor
 from semhitok.model import SemHiTok
 from semhitok.model.search import nearest
@@ -26,30 +27,37 @@ class _Split:
 
     features: dict[str, Float[Tensor, "n d"]]
     labels: Int64[Tensor, "n"]
+    cosine: float
+    """Of the teacher's features as the codes tell them to the continuous ones, mean of patches."""
     failed: int
 
 
 def probe_semantics(
     model: SemHiTok,
-    kmeans_codes: Float[Tensor, "k c"],
     train: ImageSource,
     val: ImageSource,
     size: int,
     *,
+    kmeans_codes: Float[Tensor, "k c"] | None = None,
+    pixel: bool = True,
     max_train: int = 6000,
     max_val: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Accuracy in [0, 1] of linear probes on vectors averaged over the grid.
+    """What vectors averaged over the grid know of the class, and how near the teacher they are.
 
-    Of `teacher` (what the trunk gives, continuous), `quantized` (the semantic code vectors),
-    `kmeans` (the same with `kmeans_codes` in the codebook's place), and `semantic_features` (the
-    teacher's features as the codes tell them); for each quantized one its retention, which is its
-    accuracy over the teacher's. Pictures that cannot be read are left out and counted.
+    Features: `teacher` (what the trunk gives, continuous; `student` where the trunk has learned),
+    `quantized` (the semantic code vectors), `semantic_features` (the teacher's features as the
+    codes tell them), `pixel` (the pixel code vectors alone), and `kmeans` where `kmeans_codes` are
+    given for the codebook's place. Figures: accuracy in [0, 1] of a linear probe and of k nearest
+    neighbours, retention (the linear probe's accuracy over that of the continuous features), and
+    the mean cosine of `semantic_features` to the continuous ones, patch by patch. Pictures that
+    cannot be read are left out and counted.
 
     Args:
-        kmeans_codes: unit vectors as the codebook's.
         size: side in pixels of the square that each picture is brought to.
+        kmeans_codes: unit vectors as the codebook's.
+        pixel: probe the pixel code vectors too; stage 1 has not trained them yet.
         max_train: so many at most, drawn at random by `seed`; likewise `max_val`.
 
     Raises:
@@ -57,22 +65,23 @@ def probe_semantics(
         RangeError: a size that patches do not tile.
     """
     policy = ImagePolicy(size=size, crop="square", multiple=model.patch_size)
-    chosen = [
-        _choose(check_labels(train), max_train, seed),
-        _choose(check_labels(val), max_val, seed),
-    ]
     first, second = (
-        _features(model, kmeans_codes, source, indices, policy)
-        for source, indices in zip((train, val), chosen, strict=True)
+        _features(model, kmeans_codes, pixel, source, _choose(source, limit, seed), policy)
+        for source, limit in ((train, max_train), (val, max_val))
     )
-    accuracy = {
-        name: linear_probe(first.features[name], first.labels, second.features[name], second.labels)
-        for name in first.features
-    }
-    teacher = max(accuracy["teacher"], 1e-9)
+    linear, neighbours = (
+        {
+            name: probe(first.features[name], first.labels, second.features[name], second.labels)
+            for name in first.features
+        }
+        for probe in (linear_probe, knn_accuracy)
+    )
+    whole = max(linear[continuous_name(model)], 1e-9)
     return {
-        "linear_probe": accuracy,
-        "retention": {n: value / teacher for n, value in accuracy.items() if n != "teacher"},
+        "linear_probe": linear,
+        "knn": neighbours,
+        "retention": {n: x / whole for n, x in linear.items() if n != continuous_name(model)},
+        "cosine": second.cosine,
         "protocol": {
             "train": _describe(train, first),
             "val": _describe(val, second),
@@ -81,6 +90,11 @@ def probe_semantics(
             "seed": seed,
         },
     }
+
+
+def continuous_name(model: SemHiTok) -> str:
+    """What the features that get quantized are called."""
+    return "teacher" if model.config.semantic.trunk == "frozen" else "student"
 
 
 def check_labels(source: ImageSource) -> Int64[np.ndarray, "n"]:
@@ -95,9 +109,9 @@ def check_labels(source: ImageSource) -> Int64[np.ndarray, "n"]:
     return labels
 
 
-def _choose(labels: Int64[np.ndarray, "n"], limit: int, seed: int) -> Int64[np.ndarray, "m"]:
+def _choose(source: ImageSource, limit: int, seed: int) -> Int64[np.ndarray, "m"]:
     """Indices of labelled pictures, in order; `limit` of them at random where there are more."""
-    labelled = np.flatnonzero(labels >= 0)
+    labelled = np.flatnonzero(check_labels(source) >= 0)
     if len(labelled) <= limit:
         return labelled
     return np.sort(np.random.default_rng(seed).choice(labelled, limit, replace=False))
@@ -106,13 +120,15 @@ def _choose(labels: Int64[np.ndarray, "n"], limit: int, seed: int) -> Int64[np.n
 @torch.no_grad()
 def _features(
     model: SemHiTok,
-    kmeans_codes: Tensor,
+    kmeans_codes: Tensor | None,
+    pixel: bool,
     source: ImageSource,
     indices: Int64[np.ndarray, "m"],
     policy: ImagePolicy,
 ) -> _Split:
     classes = check_labels(source)
     rows: dict[str, list[Tensor]] = {}
+    cosines: list[Tensor] = []
     labels: list[int] = []
     for start in range(0, len(indices), BATCH_SIZE):
         images = []
@@ -123,32 +139,45 @@ def _features(
                 continue
             labels.append(int(classes[index]))
         if images:
-            for name, grids in _grids(model, kmeans_codes, torch.stack(images)).items():
-                rows.setdefault(name, []).append(pooled(grids).cpu())
+            grids = _grids(model, kmeans_codes, pixel, torch.stack(images).to(model.device))
+            told, true = grids["semantic_features"], grids[continuous_name(model)]
+            cosines.append(F.cosine_similarity(told, true, dim=-1).mean(dim=(1, 2)).cpu())
+            for name, grid in grids.items():
+                rows.setdefault(name, []).append(pooled(grid).cpu())
     if not labels:
         raise DataError(f"{source.name}: not one of {len(indices)} pictures can be read")
-    features = {name: torch.cat(parts) for name, parts in rows.items()}
-    return _Split(features, torch.tensor(labels), failed=len(indices) - len(labels))
+    return _Split(
+        {name: torch.cat(parts) for name, parts in rows.items()},
+        torch.tensor(labels),
+        cosine=float(torch.cat(cosines).mean()),
+        failed=len(indices) - len(labels),
+    )
 
 
 def _grids(
-    model: SemHiTok, kmeans_codes: Tensor, images: Float[Tensor, "b 3 height width"]
+    model: SemHiTok,
+    kmeans_codes: Tensor | None,
+    pixel: bool,
+    images: Float[Tensor, "b 3 height width"],
 ) -> dict[str, Float[Tensor, "b h w d"]]:
-    """The four features of each patch."""
+    """The features of each patch, by name."""
     branch = model.semantic
-    assert branch.projection is not None
-    images = images.to(model.device)
-    kmeans_codes = kmeans_codes.to(model.device)
-    teacher = branch.trunk_features(images, model.grid(*images.shape[-2:]))
-    latents = branch.projection(teacher)
+    assert branch.projection is not None and model.pixel.encoder is not None
+    continuous = branch.trunk_features(images, model.grid(*images.shape[-2:]))
+    latents = branch.projection(continuous)
     codes = branch.codebook.search(latents)
-    rival = nearest(latents.flatten(0, -2), kmeans_codes)
-    return {
-        "teacher": teacher,
+    grids = {
+        continuous_name(model): continuous,
         "quantized": branch.codebook.lookup(codes),
-        "kmeans": kmeans_codes[rival].view(*codes.shape, -1),
         "semantic_features": branch.features(codes),
     }
+    if pixel:
+        grids["pixel"] = model.pixel.codebook(model.pixel.encoder(images), codes).quantized
+    if kmeans_codes is not None:
+        kmeans_codes = kmeans_codes.to(model.device)
+        rival = nearest(latents.flatten(0, -2), kmeans_codes)
+        grids["kmeans"] = kmeans_codes[rival].view(*codes.shape, -1)
+    return grids
 
 
 def _describe(source: ImageSource, split: _Split) -> dict[str, Any]:
