@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from semhitok.errors import DataError, ShapeError
-from semhitok.evaluate.metrics import MAX_PSNR_DB, psnr, ssim, summarize
+from semhitok.evaluate.metrics import MAX_PSNR_DB, frechet_distance, psnr, ssim, summarize
 
 
 def test_psnr_of_a_known_error(images):
@@ -60,3 +60,22 @@ def test_summary_of_one_value_and_of_none():
     }
     with pytest.raises(DataError, match="at least one picture"):
         summarize(torch.zeros(0))
+
+
+@pytest.mark.parametrize("count", [40, 6], ids=["more than dimensions", "fewer"])
+def test_frechet_distance_equals_the_formula(count):
+    generator = torch.Generator().manual_seed(3)
+    a = torch.randn(count, 8, generator=generator, dtype=torch.float64)
+    b = 0.5 * torch.randn(30, 8, generator=generator, dtype=torch.float64) + 0.3
+    product = torch.cov(a.T) @ torch.cov(b.T)
+    eigenvalues = torch.linalg.eigvals(product).real.clamp_min(0)
+    expected = (
+        (a.mean(0) - b.mean(0)).square().sum()
+        + torch.cov(a.T).trace()
+        + torch.cov(b.T).trace()
+        - 2 * eigenvalues.sqrt().sum()
+    )
+    assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-6)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(DataError, match="1 and 30 features"):
+        frechet_distance(a[:1], b)

@@ -68,3 +68,34 @@ def summarize(values: Float[Tensor, "n"]) -> dict[str, float]:
         "low": low,
         "high": high,
     }
+
+
+def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "k d"]) -> float:
+    """Distance of two sets of features as if each were Gaussian; 0 for equal sets, less is better.
+
+    |mean difference|^2 + tr(A + B - 2 (A B)^(1/2)) of the covariances A, B, in float64. With fewer
+    features than dimensions the covariances are singular, and the figure depends on the count.
+
+    Raises:
+        DataError: fewer than two features in a set.
+
+    Reference: Heusel et al., TTUR, arXiv:1706.08500.
+    """
+    if min(len(a), len(b)) < 2:
+        raise DataError(f"Frechet distance of {len(a)} and {len(b)} features; two each are needed")
+    first, second = _covariance_root(a), _covariance_root(b)
+    # tr (A B)^(1/2) for A = R^T R and B = S^T S is the sum of the singular values of R S^T.
+    overlap = torch.linalg.svdvals(first @ second.T).sum()
+    means = (a.double().mean(dim=0) - b.double().mean(dim=0)).square().sum()
+    distance = means + first.square().sum() + second.square().sum() - 2 * overlap
+    return max(0.0, float(distance))
+
+
+def _covariance_root(x: Float[Tensor, "n d"]) -> Float[Tensor, "r d"]:
+    """R with R^T R the covariance, of min(n, d) rows."""
+    x = x.detach().double().cpu()
+    centred = (x - x.mean(dim=0)) / (len(x) - 1) ** 0.5
+    if len(x) <= x.shape[1]:
+        return centred
+    root: Tensor = torch.linalg.qr(centred, mode="r")[1]
+    return root
