@@ -397,6 +397,21 @@ def test_a_base_code_that_no_parent_uses_moves(make_recipe: Callable[..., Recipe
     assert not counts.dead_base().any()
 
 
+def test_typical_vectors_are_the_means_of_what_was_chosen(build: Build, batches: Batches) -> None:
+    model, teacher, recipe = build()
+    trainer, codebook = PixelTrainer(model, teacher, recipe, World()), model.pixel.codebook
+    trainer.begin(batches())
+    trainer.usage.counts.zero_()
+    trainer.usage.counts[3, [1, 5]] = torch.tensor([1.0, 3.0])
+    trainer.usage.counts[4, 2] = 4.0
+    trainer.usage.write_typical()
+    codes = codebook.table().detach()
+    third = (codes[3, 1] + 3 * codes[3, 5]) / 4
+    torch.testing.assert_close(codebook.typical[3], third)
+    torch.testing.assert_close(codebook.typical[4], codes[4, 2])
+    torch.testing.assert_close(codebook.typical[0], (third + codes[4, 2]) / 2)  # never seen
+
+
 def test_nothing_revives_in_the_last_tenth(build: Build, batches: Batches) -> None:
     model, teacher, recipe = build(
         "semantic.phases.0.steps=10",

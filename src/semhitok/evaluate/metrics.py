@@ -97,5 +97,4 @@ def _covariance_root(x: Float[Tensor, "n d"]) -> Float[Tensor, "r d"]:
     centred = (x - x.mean(dim=0)) / (len(x) - 1) ** 0.5
     if len(x) <= x.shape[1]:
         return centred
-    root: Tensor = torch.linalg.qr(centred, mode="r")[1]
-    return root
+    return torch.linalg.qr(centred, mode="r").R
