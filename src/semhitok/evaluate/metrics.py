@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -94,7 +96,7 @@ def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "k d"]) -> float:
 def _covariance_root(x: Float[Tensor, "n d"]) -> Float[Tensor, "r d"]:
     """R with R^T R the covariance, of min(n, d) rows."""
     x = x.detach().double().cpu()
-    centred = (x - x.mean(dim=0)) / (len(x) - 1) ** 0.5
-    if len(x) <= x.shape[1]:
-        return centred
-    return torch.linalg.qr(centred, mode="r").R
+    root: Tensor = (x - x.mean(dim=0)) / math.sqrt(len(x) - 1)
+    if len(x) > x.shape[1]:
+        root = torch.linalg.qr(root, mode="r")[1]
+    return root
