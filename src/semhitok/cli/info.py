@@ -173,7 +173,7 @@ def _lines(record: dict[str, Any]) -> dict[str, str]:
     if record["trained"]:
         lines["stored"] = _bytes(record["stored_bytes"])
         lines["hash"] = record["hash"]
-        lines |= {f"metrics, {name}": value for name, value in _flat(record["metrics"])}
+        lines |= dict(_flat(record["metrics"]))
     return lines
 
 
@@ -182,10 +182,15 @@ def _bytes(count: int) -> str:
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Figures by their path, summaries by their mean; how they were measured is left to JSON."""
     pairs: list[tuple[str, str]] = []
     for name, value in tree.items():
+        if name in ("protocol", "pictures", "failed"):
+            continue
+        value = value.get("mean", value) if isinstance(value, dict) else value
         if isinstance(value, dict):
-            pairs += _flat(value, f"{prefix}{name}.")
+            inner = prefix if name == "figures" else f"{prefix}{name}, "
+            pairs += _flat(value, inner)
         else:
             text = f"{value:.5g}" if isinstance(value, float) else str(value)
             pairs.append((f"{prefix}{name}", text))
