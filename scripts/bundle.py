@@ -15,8 +15,11 @@ from typing import Any
 
 from semhitok import SemHiTok, hub
 from semhitok.data.sources import open_source
+from semhitok.evaluate.adapters import TokenizerAdapter
 from semhitok.evaluate.reconstruction import evaluate
+from semhitok.evaluate.report import Report
 from semhitok.evaluate.semantics import probe_semantics
+from semhitok.model.tokenizer import DecoderName
 
 ROOT = Path(__file__).parent.parent
 CARD = Path(__file__).parent / "card.md"
@@ -44,16 +47,24 @@ def measure(model: SemHiTok, training: dict[str, Any], shared: Path) -> dict[str
     data, judge = shared / "data", shared / "judges"
     photos = open_source(data / "imagenet1k-dev.parquet")
     reports: dict[str, Any] = {}
-    for decoder in ("enhance", "pixel"):
-        report = evaluate(model, photos, resolution=128, judge=judge, decoder=decoder)
-        reports[f"imagenet1k-dev, {decoder}"] = json.loads(report.to_json())
+    decoders: tuple[DecoderName, ...] = ("enhance", "pixel")
+    for decoder in decoders:
+        report = evaluate(TokenizerAdapter(model, decoder), photos, resolution=128, judge=judge)
+        reports[f"imagenet1k-dev, {decoder}"] = without_pictures(report)
     small = open_source(data / "tiny-imagenet-val.parquet")
-    reports["tiny-imagenet-val"] = json.loads(evaluate(model, small, resolution=64).to_json())
+    reports["tiny-imagenet-val"] = without_pictures(
+        evaluate(TokenizerAdapter(model), small, resolution=64)
+    )
     probes = {}
     for pack in ("caltech101", "tiny-imagenet"):
         train, val = (open_source(data / f"{pack}-{part}.parquet") for part in ("train", "val"))
         probes[pack] = probe_semantics(model, train, val, 128)
     return {"training": training, "evaluation": reports, "probes": probes}
+
+
+def without_pictures(report: Report) -> dict[str, Any]:
+    """Figures and protocol; what single pictures have is too much for a model folder."""
+    return {"figures": report.figures, "protocol": report.protocol}
 
 
 def fill(template: str, model: SemHiTok, figures: dict[str, Any], hours: float) -> str:

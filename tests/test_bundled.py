@@ -13,6 +13,7 @@ from PIL import Image
 
 from semhitok import SemHiTok
 from semhitok.data.sources import open_source
+from semhitok.evaluate.adapters import TokenizerAdapter
 from semhitok.evaluate.reconstruction import evaluate
 from semhitok.hub import read_metrics, resolve
 
@@ -56,14 +57,14 @@ def test_the_card_carries_what_a_user_must_know(tiny: SemHiTok) -> None:
 @pytest.mark.shared
 def test_photos_come_back_recognisably(tiny: SemHiTok, shared: Path) -> None:
     source = open_source(shared / "data" / "imagenet1k-dev.parquet")
-    report = evaluate(tiny, source, resolution=128, max_images=48)
+    report = evaluate(TokenizerAdapter(tiny), source, resolution=128, max_images=48)
     assert report.figures["psnr_db"]["mean"] > 22.4
 
 
 @pytest.mark.shared
 def test_both_levels_are_in_use(tiny: SemHiTok, shared: Path) -> None:
     source = open_source(shared / "data" / "tiny-imagenet-val.parquet")
-    codes = evaluate(tiny, source, resolution=64, max_images=500).figures["codes"]
+    codes = evaluate(TokenizerAdapter(tiny), source, resolution=64, max_images=500).figures["codes"]
     assert codes["semantic_usage"] > 0.6
     assert codes["pixel_entropy"] > 6
 

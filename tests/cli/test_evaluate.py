@@ -51,3 +51,42 @@ def test_refusals(
         assert evaluate(*arguments) == 2
         out, err = capsys.readouterr()
         assert out == "" and expected in err and err.count("\n") == 1
+
+
+def test_a_codec_and_a_foreign_adapter_are_compared_with_the_first_model(
+    model: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "foreign.py").write_text(
+        "from semhitok.evaluate.adapters import Adapter\n"
+        "class Same(Adapter):\n"
+        "    name, multiple = 'same', 16\n"
+        "    def encode(self, images): return images\n"
+        "    def decode(self, encoded): return encoded\n"
+        "    def bits(self, encoded): return [1.0] * len(encoded)\n"
+        "number = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = (model, "webp", "foreign:Same", "--data", photos)
+    assert evaluate(*arguments, "--json") == 0
+    first, webp, same = json.loads(capsys.readouterr().out)
+    assert first["pictures"]["key"] == webp["pictures"]["key"] == same["pictures"]["key"]
+    assert same["figures"]["psnr_db"]["mean"] == 100
+    bytes_of_both = [r["figures"]["rate"]["bytes_per_picture"] for r in (first, webp)]
+    assert bytes_of_both[1] >= bytes_of_both[0]
+    gained = same["minus_first"]["psnr_db"]["mean"]
+    assert gained == pytest.approx(100 - first["figures"]["psnr_db"]["mean"], abs=1e-4)
+    assert "multiples of 16" in first["protocol"]["pixels"]
+    assert evaluate(*arguments) == 0
+    table = capsys.readouterr().out
+    assert "minus first (95%)" in table and "same" in table and "rate.bytes_per_picture" in table
+    for expected, names in {
+        "no adapter foreign:None_": (model, "foreign:None_"),
+        "gives list": (model, "builtins:list"),
+        "no model whose bytes": ("webp",),
+    }.items():
+        assert evaluate(*names, "--data", photos) == 2
+        assert expected in capsys.readouterr().err

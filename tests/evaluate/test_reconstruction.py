@@ -1,44 +1,61 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 
 from semhitok.data.sources import ImageSource
 from semhitok.errors import DataError, ImageError, NotFoundError, RangeError
+from semhitok.evaluate.adapters import Adapter
+from semhitok.evaluate.inception import Inception, weights_hash
 from semhitok.evaluate.metrics import psnr
-from semhitok.evaluate.reconstruction import Tokenizer, evaluate, evenly_spaced
+from semhitok.evaluate.reconstruction import evaluate, evenly_spaced
 from semhitok.evaluate.report import Report
 from semhitok.images import to_pil, to_tensor
 from semhitok.model.lpips import ENVIRONMENT_VARIABLE
 
 
-class GreyTokenizer(torch.nn.Module):
+class GreyTokenizer(Adapter):
     """The mean grey of a 4 px patch in 256 steps: K = 16 coarse steps of m = 16 fine ones."""
 
-    patch_size, hash, device = 4, "0123abcd", torch.device("cpu")
-    config = SimpleNamespace(
-        name="grey", semantic=SimpleNamespace(num_codes=16), pixel=SimpleNamespace(num_codes=16)
-    )
+    name, multiple = "grey", 4
 
     def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.batch_sizes, self.decoders = [], []
+        self.batch_sizes = []
 
     def encode(self, images):
         self.batch_sizes.append(len(images))
         return F.avg_pool2d(images, 4).mean(dim=1).mul(255).round().long()
 
-    def decode(self, ids, **choice):
-        self.decoders.append(choice)
+    def decode(self, encoded):
         offset = 0.0009  # below half a level: gone after rounding to 8 bits
-        grey = ids[:, None].expand(-1, 3, -1, -1) / 255 + offset
+        grey = encoded[:, None].expand(-1, 3, -1, -1) / 255 + offset
         return F.interpolate(grey, scale_factor=4.0).clamp(0, 1)
 
-    def split(self, ids):
-        return ids // 16, ids % 16
+    def bits(self, encoded):
+        return [8.0 * encoded[0].numel()] * len(encoded)
+
+    def describe(self):
+        return {"hash": "0123abcd"}
+
+    def codes(self, encoded):
+        return encoded // 16, encoded % 16
+
+    def codebook_sizes(self):
+        return 16, 16
+
+
+class Identity(Adapter):
+    name = "identity"
+
+    def encode(self, images):
+        return images
+
+    def decode(self, encoded):
+        return encoded
+
+    def bits(self, encoded):
+        return [24.0 * encoded[0, 0].numel()] * len(encoded)
 
 
 class ListSource(ImageSource):
@@ -82,7 +99,6 @@ def tok():
 
 def test_figures_are_those_of_the_pictures(tok, photos):
     report = evaluate(tok, photos, resolution=32, batch_size=3)
-    assert isinstance(tok, Tokenizer)
     assert tok.batch_sizes == [3, 1]
     originals = torch.stack([to_tensor(photos.read(n)) for n in range(4)])
     grey = F.avg_pool2d(originals, 4).mean(dim=1, keepdim=True).mul(255).round().div(255)
@@ -107,13 +123,19 @@ def test_reconstructions_are_rounded_to_8_bits(tok):
 
 
 def test_rate(tok, photos):
-    assert evaluate(tok, photos, resolution=32).figures["rate"] == {
+    report = evaluate(tok, photos, resolution=32)
+    rate = report.figures["rate"]
+    stored = rate.pop("zstd_bytes_per_picture")
+    entropy = report.figures["codes"]["joint_entropy"]
+    assert rate == {
         "bits_per_patch": 8,
         "bits_per_pixel": 0.5,
         "patches_per_picture": 64,
         "bits_per_picture": 512,
         "bytes_per_picture": 64,
+        "entropy_bytes_per_picture": pytest.approx(entropy * 64 / 8),
     }
+    assert 0 < stored < 2 * 64 + 20
 
 
 def test_protocol_says_what_was_done(tok, photos):
@@ -125,10 +147,10 @@ def test_protocol_says_what_was_done(tok, photos):
         "selection": "2, evenly spaced",
         "fingerprint": photos.fingerprint(),
     }
-    assert protocol["model"] == {"name": "grey", "hash": "0123abcd", "decoder": "its default"}
+    assert protocol["model"] == {"name": "grey", "hash": "0123abcd"}
     assert "short side to 24" in protocol["pixels"] and "square" in protocol["pixels"]
     assert "rounded to 8 bits" in protocol["value_range"]
-    assert (protocol["dtype"], protocol["device"]) == ("float32", "cpu")
+    assert protocol["measured_on"] == "cpu"
     assert protocol["versions"]["torch"] == torch.__version__
     assert "no judge" in protocol["metrics"]["lpips_squeeze"]
     assert Report.from_json(report.to_json()) == report
@@ -172,11 +194,26 @@ def test_impossible_requests(tok, photos):
         evaluate(tok, photos, resolution=30)
 
 
-def test_a_decoder_is_passed_on_only_when_given(tok, photos):
-    evaluate(tok, photos, resolution=32)
-    report = evaluate(tok, photos, resolution=32, decoder="enhance")
-    assert tok.decoders == [{}, {"decoder": "enhance"}]
-    assert report.protocol["model"]["decoder"] == "enhance"
+def test_each_picture_has_its_figures(tok, photos):
+    report = evaluate(tok, photos, resolution=32, batch_size=3)
+    columns = report.pictures
+    assert columns["key"] == [photos.key(n) for n in range(4)]
+    mean = sum(columns["psnr_db"]) / 4
+    assert mean == pytest.approx(report.figures["psnr_db"]["mean"], abs=1e-5)
+
+
+def test_adapters_that_are_compared_see_the_same_pictures(tok, photos):
+    wide = ListSource(photos.read(0).resize((52, 36)))
+    report = evaluate(tok, wide, resolution=None, crop="grid", multiple=16)
+    assert report.figures["rate"]["patches_per_picture"] == 12 * 8
+    assert "multiples of 16" in report.protocol["pixels"]
+
+
+def test_ms_ssim_of_pictures_that_are_large_enough(tok, photos):
+    large = ListSource(photos.read(0).resize((192, 176)))
+    report = evaluate(tok, large, resolution=None, crop="grid")
+    assert 0 < report.figures["ms_ssim"]["mean"] < 1
+    assert report.protocol["metrics"]["ms_ssim"] == "five scales"
 
 
 def test_a_folder_without_judge(tok, photos, tmp_path):
@@ -192,6 +229,31 @@ def test_photos_with_the_judge(tok, shared):
     report = evaluate(tok, source, resolution=64, max_images=6, judge=shared / "judges")
     assert 0.3 < report.figures["lpips_squeeze"]["mean"] < 1.2  # grey mush
     assert report.protocol["metrics"]["lpips_squeeze"].startswith("SqueezeNet 1.1")
+    figures = report.figures
+    assert 0 < figures["judge_cosine"]["mean"] < 1 and figures["fd_judge"] > 0
+    assert figures["judge_top1"]["mean"] <= figures["judge_top1_original"]["mean"] <= 1
+
+
+@pytest.mark.shared
+def test_a_perfect_tokenizer_keeps_all_that_the_judge_sees(shared):
+    from semhitok.data.sources import ParquetSource
+
+    source = ParquetSource(shared / "data" / "imagenet1k-dev.parquet")
+    figures = evaluate(
+        Identity(), source, resolution=128, max_images=6, judge=shared / "judges"
+    ).figures
+    assert figures["judge_top1_kept"] == figures["judge_agreement"]["mean"] == 1
+    assert figures["lpips_squeeze"]["mean"] == figures["fd_judge"] == pytest.approx(0, abs=1e-4)
+    assert "codes" not in figures
+
+
+def test_rfid_of_equal_pictures_is_zero(photos, tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "inception.safetensors"
+    save_file(Inception().state_dict(), path)
+    report = evaluate(Identity(), photos, resolution=32, inception=path)
+    assert report.figures["rfid"] == pytest.approx(0, abs=1e-4)
+    assert weights_hash(path) in report.protocol["metrics"]["rfid"]
 
 
 def test_evenly_spaced():

@@ -3,8 +3,8 @@ import json
 import pytest
 from rich.console import Console
 
-from semhitok.errors import FormatError
-from semhitok.evaluate.report import Report, package_versions
+from semhitok.errors import DataError, FormatError
+from semhitok.evaluate.report import Report, package_versions, paired_differences
 
 REPORT = Report(
     figures={
@@ -19,7 +19,7 @@ REPORT = Report(
 
 def test_json_round_trip():
     assert Report.from_json(REPORT.to_json()) == REPORT
-    assert set(json.loads(REPORT.to_json())) == {"figures", "protocol"}
+    assert set(json.loads(REPORT.to_json())) == {"figures", "protocol", "pictures"}
 
 
 def test_json_without_nan():
@@ -45,3 +45,15 @@ def test_table_shows_figures_and_protocol():
 
 def test_versions_name_what_decides_digits():
     assert {"semhitok", "torch", "pillow"} <= package_versions().keys()
+
+
+def test_paired_differences_need_the_same_pictures():
+    columns = {"key": ["a", "b", "c"], "psnr_db": [20.0, 22.0, 30.0], "ssim": [0.1, 0.2, 0.3]}
+    better = {"key": ["a", "b", "c"], "psnr_db": [21.0, 24.0, 33.0]}
+    base, other = Report({}, {}, columns), Report({}, {}, better)
+    differences = paired_differences(other, base)
+    assert set(differences) == {"psnr_db"}
+    assert differences["psnr_db"]["mean"] == pytest.approx(2)
+    assert 1 <= differences["psnr_db"]["low"] < 2 < differences["psnr_db"]["high"] <= 3
+    with pytest.raises(DataError, match="different pictures"):
+        paired_differences(Report({}, {}, {"key": ["a"]}), base)

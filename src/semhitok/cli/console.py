@@ -116,7 +116,7 @@ def why(key: str, error: Exception) -> str:
     return " ".join(str(error).split()).removeprefix(f"{key}: ")
 
 
-def parse_side(text: str | None, option: str, default: int) -> int | None:
+def parse_side(text: str | None, option: str, default: int | None) -> int | None:
     """A side in pixels; None for "native".
 
     Raises:

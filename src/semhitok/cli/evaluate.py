@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,7 +26,10 @@ def evaluate(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL", help="Bundled names, model folders, or Hub ids.", show_default=False
+            metavar="MODEL...",
+            help="Bundled names, model folders, Hub ids; jpeg, webp or avif; or the adapter of "
+            "another tokenizer, package.module:name.",
+            show_default=False,
         ),
     ],
     data: Annotated[
@@ -35,7 +39,7 @@ def evaluate(
     resolution: Annotated[
         str | None,
         typer.Option(
-            "--resolution", help="Short side in pixels, or 'native'; by default the model's own."
+            "--resolution", help="Short side in pixels, or 'native'; by default the first model's."
         ),
     ] = None,
     crop: Annotated[
@@ -46,11 +50,18 @@ def evaluate(
         int | None, typer.Option("--max-images", min=1, help="So many, evenly spaced.")
     ] = None,
     judge: Annotated[
-        Path | None, typer.Option("--judge", help="Folder with the weights of LPIPS.")
+        Path | None,
+        typer.Option("--judge", help="Folder with SqueezeNet's and LPIPS' weights."),
+    ] = None,
+    inception: Annotated[
+        str | None,
+        typer.Option(
+            "--inception", help="FID-Inception's weights for rFID: a file, or 'download'."
+        ),
     ] = None,
     decoder: Annotated[
         Literal["pixel", "enhance"] | None,
-        typer.Option("--decoder", help="By default the best that the model has."),
+        typer.Option("--decoder", help="Of our models; by default the best that each has."),
     ] = None,
     batch_size: BatchOption = 16,
     device: DeviceOption = None,
@@ -61,53 +72,57 @@ def evaluate(
 ) -> None:
     """The report on pictures and codes.
 
-    PSNR, SSIM, LPIPS, rate and use of the codes, with the protocol behind each figure. As
-    JSON a list of reports, one a model.
+    PSNR, SSIM, LPIPS, judge, rFID, rate and use of the codes, with the protocol behind each
+    figure. All models see the same pictures; a second one and more are compared with the first,
+    picture by picture. Codecs get the bytes that the first model uses. JSON is a list of reports.
     """
     if out is not None:
         check_output_file(out)
     import json
     from dataclasses import asdict
 
-    from semhitok import hub
-    from semhitok.cli.models import load_model, pick_device
+    from semhitok.cli.models import find_adapters, pick_device
     from semhitok.data.sources import open_source
-    from semhitok.errors import NotFoundError
+    from semhitok.evaluate.inception import download, find_inception
     from semhitok.evaluate.reconstruction import evaluate as measure
+    from semhitok.evaluate.report import comparison_table, paired_differences
     from semhitok.files import write_file
     from semhitok.images import ImagePolicy
 
-    configs = [hub.read_config(hub.resolve(name)) for name in models]
-    sides = [parse_side(resolution, "--resolution", config.image_size) for config in configs]
-    for config, side in zip(configs, sides, strict=True):
-        ImagePolicy(size=side, crop=crop, multiple=config.patch_size)  # refuses what does not fit
-        if decoder == "enhance" and config.pixel.enhance is None:
-            raise NotFoundError(f"{config.name} has no decoder 'enhance'; it has: 'pixel'")
     where = pick_device(device)
+    adapters = find_adapters(models, where, decoder)
+    side = parse_side(resolution, "--resolution", adapters.image_size)
+    multiple = math.lcm(*(adapter.multiple for adapter in adapters.items))
+    ImagePolicy(size=side, crop=crop, multiple=multiple)  # refuses what does not fit
+    weights = download() if inception == "download" else find_inception(inception)
     source = open_source(list(data))
     reports = []
-    for name, side in zip(models, sides, strict=True):
-        with progress(name, len(source)) as advance:
+    for adapter in adapters.items:
+        with progress(adapter.name, len(source)) as advance:
             report = measure(
-                load_model(name, where),
+                adapter,
                 source,
                 resolution=side,
                 crop=crop,
+                multiple=multiple,
                 max_images=max_images,
                 batch_size=batch_size,
                 judge=judge,
-                decoder=decoder,
+                inception=weights,
+                device=where,
                 progress=lambda done, _, advance=advance: advance(done),
             )
         reports.append(report)
-        if not json_:
-            print_table(report.table())
     records = [asdict(report) for report in reports]
+    for record, report in zip(records[1:], reports[1:], strict=True):
+        record["minus_first"] = paired_differences(report, reports[0])
     if out is not None:
         text = json.dumps(records, indent=2) + "\n"
         write_file(out, lambda temporary: temporary.write_text(text))
     if json_:
         print_json(records)
+    else:
+        print_table(comparison_table(reports) if len(reports) > 1 else reports[0].table())
     failed: dict[str, str] = {k: v for r in reports for k, v in r.figures["failed"].items()}
     for key, reason in failed.items():
         message(f"failed: {key}: {' '.join(reason.split())}")

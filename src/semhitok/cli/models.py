@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from semhitok import hub
-from semhitok.errors import FormatError, RangeError
+from semhitok.errors import FormatError, NotFoundError, RangeError
+from semhitok.evaluate.adapters import Adapter, CodecAdapter, TokenizerAdapter, load_adapter
+from semhitok.evaluate.codecs import CODECS
 from semhitok.model import SemHiTok
 from semhitok.model.config import ALL_PARTS, Part
-from semhitok.model.tokenizer import tensors_hash
+from semhitok.model.tokenizer import DecoderName, tensors_hash
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -40,6 +44,48 @@ def pick_device(name: str | None) -> torch.device:
 def load_model(name: str, device: torch.device, parts: Sequence[Part] = ALL_PARTS) -> SemHiTok:
     """The model on its device."""
     return hub.load(name, parts=parts).to(device)
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """What is graded, in order, and the size at which it is by default."""
+
+    items: list[Adapter]
+    image_size: int | None
+    """The first model's own, in pixels; None where the first one has none."""
+
+
+def find_adapters(
+    names: Sequence[str], device: torch.device, decoder: DecoderName | None
+) -> Adapters:
+    """Our models, codecs at the bytes of the first model, and adapters `package.module:name`.
+
+    Raises:
+        NotFoundError: there is no such model, adapter or decoder.
+        RangeError: a codec without a model that tells how many bytes it gets.
+    """
+    codecs = {codec.name.lower(): codec for codec in CODECS}
+    items: list[Adapter | None] = []
+    size, rate = None, None
+    for name in names:
+        if name in codecs:
+            items.append(None)  # the bytes that it gets are known once all models are
+        elif ":" in name and not Path(name).exists():
+            items.append(load_adapter(name))
+        else:
+            config = hub.read_config(hub.resolve(name))
+            if decoder == "enhance" and config.pixel.enhance is None:
+                raise NotFoundError(f"{config.name} has no decoder 'enhance'; it has: 'pixel'")
+            items.append(TokenizerAdapter(load_model(name, device), decoder))
+            size = size or config.image_size
+            rate = rate or math.log2(config.vocab_size) / 8 / config.patch_size**2
+    if None in items and rate is None:
+        raise RangeError("a codec is given, but no model whose bytes it should use; name one")
+    filled = [
+        item or CodecAdapter(codecs[name], rate or 0.0)
+        for name, item in zip(names, items, strict=True)
+    ]
+    return Adapters(filled, size)
 
 
 def file_hash(folder: Path) -> str:

@@ -64,6 +64,10 @@ class ImageSource(ABC):
         """One int64 class a picture, -1 where it has none; None without any."""
         return None
 
+    def class_names(self) -> list[str] | None:
+        """The name of each class, by label; None where the data set tells none."""
+        return None
+
     def fingerprint(self) -> str:
         """SHA-256, in hex, over keys and sizes: another data set gives another one."""
         digest = hashlib.sha256(type(self).__name__.encode())
@@ -177,6 +181,9 @@ class ParquetSource(ImageSource):
         if not pa.types.is_integer(column.type) or column.null_count == len(column):
             return None
         return np.asarray(column.cast(pa.int64()).fill_null(-1))
+
+    def class_names(self) -> list[str] | None:
+        return self._class_names or None
 
     def _identity(self) -> Iterable[str]:
         return [self.name, str(len(self)), str(self.path.stat().st_size)]
@@ -347,9 +354,15 @@ class ConcatSource(ImageSource):
         return source.meta(inner)
 
     def labels(self) -> np.ndarray | None:
-        """None unless every source has labels."""
+        """None unless every source has labels, and all mean the same classes by them."""
         parts = [labels for source in self.sources if (labels := source.labels()) is not None]
-        return np.concatenate(parts) if len(parts) == len(self.sources) else None
+        names = [source.class_names() for source in self.sources]
+        if len(parts) < len(self.sources) or any(n != names[0] for n in names):
+            return None
+        return np.concatenate(parts)
+
+    def class_names(self) -> list[str] | None:
+        return None if self.labels() is None else self.sources[0].class_names()
 
     def _identity(self) -> Iterable[str]:
         return [source.fingerprint() for source in self.sources]
@@ -391,6 +404,9 @@ class SubsetSource(ImageSource):
     def labels(self) -> np.ndarray | None:
         labels = self.source.labels()
         return None if labels is None else labels[self.indices]
+
+    def class_names(self) -> list[str] | None:
+        return self.source.class_names()
 
     def _identity(self) -> Iterable[str]:
         return [self.source.fingerprint(), hashlib.sha256(self.indices.tobytes()).hexdigest()]

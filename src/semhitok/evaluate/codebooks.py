@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -80,11 +82,12 @@ class CodebookStatistics:
 
 
 class CodeCounter:
-    """Counts of (semantic, pixel) pairs: K * m int64 numbers, whatever the number of patches."""
+    """Counts of (semantic, pixel) pairs, and the codes themselves in two or three bytes a patch."""
 
     def __init__(self, num_semantic: int, num_pixel: int) -> None:
         self.num_semantic, self.num_pixel = num_semantic, num_pixel
         self.counts = torch.zeros(num_semantic, num_pixel, dtype=torch.int64)
+        self.seen: list[tuple[bytes, bytes]] = []
 
     def update(self, semantic: Int64[Tensor, "*grid"], pixel: Int64[Tensor, "*grid"]) -> None:
         """Count every patch of the grids; any shape, the same for both.
@@ -97,6 +100,13 @@ class CodeCounter:
         pairs, times = torch.unique(semantic * self.num_pixel + pixel, return_counts=True)
         self.counts.view(-1).index_add_(0, pairs.cpu(), times.cpu())
 
+        self.seen.append((_column(semantic, self.num_semantic), _column(pixel, self.num_pixel)))
+
+    def zstd_bytes(self) -> int:
+        """All codes as token files store them: a column each, in few bytes, zstd-compressed."""
+        columns = (b"".join(column) for column in zip(*self.seen, strict=True))
+        return sum(len(pa.compress(column, codec="zstd", asbytes=True)) for column in columns)
+
     def statistics(self) -> CodebookStatistics:
         """What was counted so far.
 
@@ -104,6 +114,11 @@ class CodeCounter:
             DataError: nothing was.
         """
         return CodebookStatistics.from_counts(self.counts)
+
+
+def _column(codes: Tensor, count: int) -> bytes:
+    kind = np.uint8 if count <= 256 else np.uint16 if count <= 65536 else np.uint32
+    return codes.cpu().numpy().astype(kind).tobytes()
 
 
 def _check_range(name: str, codes: Tensor, count: int) -> None:

@@ -17,6 +17,9 @@ MAX_PSNR_DB = 100.0
 SSIM_WINDOW = 11
 """Side of the Gaussian window (sigma 1.5) in pixels: the smallest side that SSIM takes."""
 
+MS_SSIM_SIDE = SSIM_WINDOW * 2**4
+"""Smallest side in pixels whose fifth scale still holds a window."""
+
 BOOTSTRAP_SAMPLES = 2000
 
 
@@ -41,6 +44,23 @@ def ssim(a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]) -> Float[Tens
         a.float(), b.float(), kernel_size=SSIM_WINDOW, data_range=1.0, reduction="none"
     )
     return values.reshape(len(a))  # torchmetrics drops the batch axis of a single pair
+
+
+def ms_ssim(a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]) -> Float[Tensor, b]:
+    """SSIM over five scales (the published weights) of each pair, for values in [0, 1].
+
+    Raises:
+        MissingExtraError: torchmetrics is not installed.
+        ShapeError: a side is shorter than MS_SSIM_SIDE.
+    """
+    height, width = a.shape[-2:]
+    if min(height, width) < MS_SSIM_SIDE:
+        raise ShapeError(f"MS-SSIM: picture is {height}x{width}; both sides need {MS_SSIM_SIDE} px")
+    image = require("torchmetrics.functional.image", "evaluate")
+    values: Tensor = image.multiscale_structural_similarity_index_measure(
+        a.float(), b.float(), kernel_size=SSIM_WINDOW, data_range=1.0, reduction="none"
+    )
+    return values.reshape(len(a))
 
 
 def summarize(values: Float[Tensor, "n"]) -> dict[str, float]:

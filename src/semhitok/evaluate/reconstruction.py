@@ -1,13 +1,13 @@
-"""How well a tokenizer gives pictures back, and how it uses its codes."""
+"""How well pictures come back from a tokenizer or codec, at what rate, and how it uses codes."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -16,100 +16,84 @@ from torch import Tensor
 
 from semhitok.data.sources import ImageSource
 from semhitok.errors import DataError, ImageError, RangeError, SemHiTokError
+from semhitok.evaluate.adapters import Adapter, describe_device
 from semhitok.evaluate.codebooks import CodeCounter
+from semhitok.evaluate.inception import Inception, weights_hash
+from semhitok.evaluate.judge import JUDGE_SIDE, Judge, imagenet_labels
 from semhitok.evaluate.metrics import (
     BOOTSTRAP_SAMPLES,
     MAX_PSNR_DB,
+    MS_SSIM_SIDE,
     SSIM_WINDOW,
+    frechet_distance,
+    ms_ssim,
     psnr,
     ssim,
     summarize,
 )
 from semhitok.evaluate.report import Report, package_versions
 from semhitok.images import ImagePolicy, to_tensor
-from semhitok.model.lpips import LPIPS, MIN_SIDE, find_judge, judge_hash
+from semhitok.model.lpips import MIN_SIDE, find_judge, judge_hash
 
 SMALLEST_SIDE = max(SSIM_WINDOW, MIN_SIDE)
 """Pixels; a picture with a shorter side cannot be judged, and is named as failed."""
 
 
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What is measured: `SemHiTok`, or a baseline with the same few names."""
-
-    @property
-    def config(self) -> Any:
-        """With `name`, `semantic.num_codes` (K) and `pixel.num_codes` (m)."""
-
-    @property
-    def patch_size(self) -> int:
-        """Pixels per side of a patch."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-
-    @property
-    def hash(self) -> str:
-        """Of config and weights."""
-
-    def parameters(self) -> Iterator[Tensor]:
-        """The weights, of which the first one's dtype is reported."""
-
-    def encode(self, images: Tensor) -> Tensor:
-        """(b, h, w) ids of (b, 3, height, width) RGB in [0, 1]."""
-
-    def decode(self, ids: Tensor) -> Tensor:
-        """The pictures back. Takes `decoder` too where there are several."""
-
-    def split(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Semantic and pixel codes."""
-
-
 def evaluate(
-    tok: Tokenizer,
+    adapter: Adapter,
     source: ImageSource,
     *,
     resolution: int | None,
     crop: Literal["square", "grid"] = "square",
+    multiple: int | None = None,
     max_images: int | None = None,
     batch_size: int = 16,
     judge: str | Path | None = None,
-    decoder: str | None = None,
+    inception: str | Path | None = None,
+    device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Encode and decode pictures, and compare.
 
-    Figures: PSNR, SSIM and LPIPS over pictures (mean, standard error, 95% interval), the rate, the
-    use of the codes, and each failed picture with its reason. Reconstructions are rounded to 8 bits
-    first, as a user would save them.
+    Figures over pictures (mean, standard error, 95% interval): PSNR, SSIM, MS-SSIM where pictures
+    are large enough, and by the judge LPIPS, cosine and agreement of its first guess; over sets of
+    pictures: `fd_judge` (a Frechet distance, and no rFID) and, with Inception, `rfid`. Then the
+    rate, the use of codes where there are some, and each failed picture with its reason.
+    Reconstructions are rounded to 8 bits first, as a user would save them.
 
     Args:
         resolution: short side in pixels; None keeps each picture's own.
         crop: "square" cuts the centre square, "grid" only what exceeds a multiple of the patch.
+        multiple: of both sides, in pixels; None takes the adapter's. Adapters that are compared
+            need the same, so that they see the same pictures.
         max_images: measure that many, evenly spaced over the source; None measures all.
         batch_size: pictures at a time; fewer where sizes differ.
-        judge: folder of the judge's weights; None asks $SEMHITOK_JUDGES. Without one there is no
-            LPIPS, and the protocol says so.
-        decoder: as `tok.decode` takes it; None leaves the choice to the model.
+        judge: folder of the judge's weights; None asks $SEMHITOK_JUDGES. Without one its figures
+            are left out, and the protocol says so.
+        inception: file of FID-Inception's weights; None leaves rFID out.
+        device: where the measuring networks compute.
         progress: called with (pictures done, pictures in all).
 
     Raises:
         DataError: no picture could be measured.
-        NotFoundError: the judge's folder lacks its files.
+        NotFoundError: the judge's folder lacks its files, or there are no weights of Inception.
         RangeError: max_images or batch_size below 1, or a resolution that patches do not tile.
     """
     for name, value in (("max_images", max_images), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise RangeError(f"{name} is {value}; it must be at least 1")
     folder = find_judge(judge)
-    lpips = None if folder is None else LPIPS.load(folder).to(tok.device)
-    policy = ImagePolicy(size=resolution, crop=crop, multiple=tok.patch_size)
+    instruments = Instruments(
+        torch.device(device),
+        None if folder is None else Judge(folder).to(device),
+        None if inception is None else Inception.load(Path(inception)).to(device),
+    )
+    policy = ImagePolicy(size=resolution, crop=crop, multiple=multiple or adapter.multiple)
     indices = evenly_spaced(len(source), max_images)
     failed: dict[str, str] = {}
-    meter = _Meter(tok, lpips, decoder)
-    for images in _batches(source, indices, policy, batch_size, failed):
-        meter.update(images)
+    meter = _Meter(adapter, instruments, imagenet_labels(source))
+    for images, batch in _batches(source, indices, policy, batch_size, failed):
+        meter.update(images, batch)
         if progress is not None:
             progress(meter.count + len(failed), len(indices))
     if meter.count == 0:
@@ -119,14 +103,17 @@ def evaluate(
         "data": _describe_data(source, len(indices)),
         "pixels": policy.describe(),
         "value_range": "[0, 1], reconstruction rounded to 8 bits",
-        "metrics": _describe_metrics(folder),
-        "model": {"name": tok.config.name, "hash": tok.hash, "decoder": decoder or "its default"},
-        "dtype": str(next(tok.parameters()).dtype).removeprefix("torch."),
-        "device": _describe_device(tok.device),
+        "metrics": _describe_metrics(meter, folder, inception),
+        "model": {"name": adapter.name, **adapter.describe()},
+        "measured_on": describe_device(torch.device(device)),
         "batch_size": batch_size,
         "versions": package_versions(),
     }
-    return Report({**meter.figures(), "failed": failed}, protocol)
+    pictures: dict[str, list[Any]] = {
+        "key": [source.key(index) for index in meter.indices],
+        **meter.columns(),
+    }
+    return Report({**meter.figures(), "failed": failed}, protocol, pictures)
 
 
 def evenly_spaced(count: int, limit: int | None) -> list[int]:
@@ -136,55 +123,120 @@ def evenly_spaced(count: int, limit: int | None) -> list[int]:
     return [n * count // limit for n in range(limit)]
 
 
+@dataclass(frozen=True)
+class Instruments:
+    """The networks that measure, where there are some."""
+
+    device: torch.device
+    judge: Judge | None
+    inception: Inception | None
+
+
 class _Meter:
     """Figures over batches of pictures."""
 
-    def __init__(self, tok: Tokenizer, lpips: LPIPS | None, decoder: str | None) -> None:
-        self.tok, self.lpips = tok, lpips
-        self.decoder_choice: dict[str, Any] = {} if decoder is None else {"decoder": decoder}
-        self.semantic_codes = tok.config.semantic.num_codes
-        self.pixel_codes = tok.config.pixel.num_codes
-        self.counter = CodeCounter(self.semantic_codes, self.pixel_codes)
+    def __init__(
+        self, adapter: Adapter, instruments: Instruments, labels: Sequence[int] | None
+    ) -> None:
+        self.adapter, self.instruments = adapter, instruments
+        self.labels = labels
+        self.counter: CodeCounter | None = None
         self.values: dict[str, list[Tensor]] = defaultdict(list)
+        self.features: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+        self.indices: list[int] = []
         self.patches: list[int] = []
+        self.bits: list[float] = []
+        self.pixels = 0
 
     @property
     def count(self) -> int:
         """Pictures so far."""
-        return len(self.patches)
+        return len(self.indices)
 
     @torch.inference_mode()
-    def update(self, images: Float[Tensor, "b 3 height width"]) -> None:
-        images = images.to(self.tok.device)
-        ids = self.tok.encode(images)
-        back = self.tok.decode(ids, **self.decoder_choice).float().mul(255).round().div(255)
-        self.counter.update(*self.tok.split(ids))
-        self.patches += [ids[0].numel()] * len(ids)
-        self.values["psnr_db"].append(psnr(images, back).cpu())
-        self.values["ssim"].append(ssim(images, back).cpu())
-        if self.lpips is not None:
-            self.values["lpips_squeeze"].append(self.lpips(images, back).cpu())
+    def update(self, images: Float[Tensor, "b 3 height width"], indices: list[int]) -> None:
+        encoded = self.adapter.encode(images)
+        back = self.adapter.decode(encoded).float().cpu().mul(255).round().div(255)
+        self.indices += indices
+        self.bits += self.adapter.bits(encoded)
+        self.pixels += images.shape[0] * images.shape[-2] * images.shape[-1]
+        self._count_codes(encoded)
+        self.values["psnr_db"].append(psnr(images, back))
+        self.values["ssim"].append(ssim(images, back))
+        if min(images.shape[-2:]) >= MS_SSIM_SIDE:
+            self.values["ms_ssim"].append(ms_ssim(images, back))
+        device = self.instruments.device
+        self._ask_networks(images.to(device), back.to(device), indices)
+
+    def _count_codes(self, encoded: Any) -> None:
+        codes = self.adapter.codes(encoded)
+        if codes is None:
+            return
+        if self.counter is None:
+            self.counter = CodeCounter(*self.adapter.codebook_sizes())
+        self.counter.update(*codes)
+        self.patches += [codes[0][0].numel()] * len(codes[0])
+
+    def _ask_networks(self, images: Tensor, back: Tensor, indices: list[int]) -> None:
+        judge, inception = self.instruments.judge, self.instruments.inception
+        if judge is not None:
+            labels = None
+            if self.labels is not None:
+                labels = torch.tensor([self.labels[n] for n in indices], device=images.device)
+            opinion = judge.compare(images, back, labels)
+            for name, values in opinion.figures.items():
+                self.values[name].append(values.cpu())
+            self._keep("fd_judge", opinion.original, opinion.reconstruction)
+        if inception is not None:
+            self._keep("rfid", inception(images), inception(back))
+
+    def _keep(self, name: str, original: Tensor, reconstruction: Tensor) -> None:
+        first, second = self.features.setdefault(name, ([], []))
+        first.append(original.cpu())
+        second.append(reconstruction.cpu())
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Figures of each picture; those that only some pictures have are left out."""
+        whole = {name: torch.cat(values) for name, values in self.values.items()}
+        return {
+            name: [round(x, 6) for x in values.tolist()]
+            for name, values in whole.items()
+            if len(values) == self.count
+        }
 
     def figures(self) -> dict[str, Any]:
-        measured = {name: summarize(torch.cat(values)) for name, values in self.values.items()}
-        return {
-            "pictures": self.count,
-            **measured,
-            "rate": self._rate(),
-            "codes": asdict(self.counter.statistics()),
-        }
+        whole = {name: torch.cat(values) for name, values in self.values.items()}
+        figures: dict[str, Any] = {"pictures": self.count}
+        figures |= {name: summarize(values) for name, values in whole.items()}
+        if "judge_top1" in whole:
+            original = float(whole["judge_top1_original"].mean())
+            kept = float(whole["judge_top1"].mean()) / original if original else None
+            figures["judge_top1_kept"] = kept
+        for name, (first, second) in self.features.items():
+            enough = self.count > 1
+            figures[name] = (
+                frechet_distance(torch.cat(first), torch.cat(second)) if enough else None
+            )
+        figures["rate"] = self._rate()
+        if self.counter is not None:
+            figures["codes"] = asdict(self.counter.statistics())
+        return figures
 
     def _rate(self) -> dict[str, float]:
-        """Every id at log2(K * m) bits, that is without entropy coding."""
-        bits = math.log2(self.semantic_codes * self.pixel_codes)
-        total_patches = sum(self.patches)
-        return {
-            "bits_per_patch": bits,
-            "bits_per_pixel": bits / self.tok.patch_size**2,
-            "patches_per_picture": total_patches / self.count,
-            "bits_per_picture": bits * total_patches / self.count,
-            "bytes_per_picture": sum(math.ceil(n * bits / 8) for n in self.patches) / self.count,
+        total = sum(self.bits)
+        rate = {
+            "bits_per_pixel": total / self.pixels,
+            "bits_per_picture": total / self.count,
+            "bytes_per_picture": sum(math.ceil(bits / 8) for bits in self.bits) / self.count,
         }
+        if self.counter is not None:
+            patches = sum(self.patches)
+            entropy = self.counter.statistics().joint_entropy
+            rate["bits_per_patch"] = total / patches
+            rate["patches_per_picture"] = patches / self.count
+            rate["entropy_bytes_per_picture"] = entropy * patches / self.count / 8
+            rate["zstd_bytes_per_picture"] = self.counter.zstd_bytes() / self.count
+        return rate
 
 
 def _batches(
@@ -193,9 +245,10 @@ def _batches(
     policy: ImagePolicy,
     batch_size: int,
     failed: dict[str, str],
-) -> Iterator[Float[Tensor, "b 3 height width"]]:
+) -> Iterator[tuple[Float[Tensor, "b 3 height width"], list[int]]]:
     """Neighbours of equal size together; pictures that cannot be read go to `failed`."""
     batch: list[Tensor] = []
+    places: list[int] = []
     for index in indices:
         try:
             image = to_tensor(_prepared(source.read(index), policy))
@@ -204,11 +257,12 @@ def _batches(
             failed[key] = str(error).removeprefix(f"{key}: ")
             continue
         if batch and (len(batch) == batch_size or batch[0].shape != image.shape):
-            yield torch.stack(batch)
-            batch = []
+            yield torch.stack(batch), places
+            batch, places = [], []
         batch.append(image)
+        places.append(index)
     if batch:
-        yield torch.stack(batch)
+        yield torch.stack(batch), places
 
 
 def _prepared(picture: Image.Image, policy: ImagePolicy) -> Image.Image:
@@ -230,20 +284,28 @@ def _describe_data(source: ImageSource, asked: int) -> dict[str, Any]:
     }
 
 
-def _describe_metrics(judge: Path | None) -> dict[str, str]:
+def _describe_metrics(
+    meter: _Meter, judge: Path | None, inception: str | Path | None
+) -> dict[str, str]:
+    scales = meter.values.get("ms_ssim")
+    by_judge = (
+        "not measured: no judge"
+        if judge is None
+        else f"SqueezeNet 1.1 (ImageNet-1k) and LPIPS heads 0.1; weights {judge_hash(judge)}"
+    )
+    rfid = "not measured: no Inception"
+    if inception is not None:
+        rfid = (
+            f"FID-Inception 2015-12-05, weights {weights_hash(Path(inception))}; TensorFlow's "
+            f"bilinear resize to 299 px from the size above; {meter.count} pairs of pictures"
+        )
     return {
         "psnr_db": f"mean over pictures; equal pictures count as {MAX_PSNR_DB:g} dB",
         "ssim": f"Gaussian window of {SSIM_WINDOW} px, sigma 1.5",
-        "lpips_squeeze": (
-            "not measured: no judge"
-            if judge is None
-            else f"SqueezeNet 1.1, heads 0.1, inputs in [0, 1]; weights {judge_hash(judge)}"
-        ),
+        "ms_ssim": "five scales" if scales else f"not measured: sides below {MS_SSIM_SIDE} px",
+        "lpips_squeeze": by_judge + ("" if judge is None else "; at the size above"),
+        "judge": by_judge
+        + ("" if judge is None else f"; both pictures resized to {JUDGE_SIDE} px, bilinear"),
+        "rfid": rfid,
         "interval": f"95%, bootstrap over pictures, {BOOTSTRAP_SAMPLES} samples, seed 0",
     }
-
-
-def _describe_device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
-    return device.type

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import PIL
@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 import semhitok
-from semhitok.errors import FormatError
+from semhitok.errors import DataError, FormatError
+from semhitok.evaluate.metrics import summarize
 
 
 def package_versions() -> dict[str, str]:
@@ -35,9 +36,11 @@ class Report:
     """Numbers by name; groups are dicts. A dict with `mean`, `low` and `high` is one figure."""
     protocol: dict[str, Any]
     """Data, resize and crop, value range, model hash, dtype, device, versions."""
+    pictures: dict[str, list[Any]] = field(default_factory=dict)
+    """Columns: `key`, and each figure that every picture has, so that models can be paired."""
 
     def to_json(self) -> str:
-        """Both parts as JSON of two keys; `from_json` gives the same report back."""
+        """All parts as JSON; `from_json` gives the same report back."""
         return json.dumps(asdict(self), indent=2, allow_nan=False)
 
     @classmethod
@@ -49,7 +52,8 @@ class Report:
         """
         try:
             data = json.loads(text)
-            return cls(figures=dict(data["figures"]), protocol=dict(data["protocol"]))
+            parts = {name: dict(data[name]) for name in ("figures", "protocol", "pictures")}
+            return cls(**parts)
         except (ValueError, KeyError, TypeError) as error:
             raise FormatError(f"not a report: {error!r}; give JSON that Report wrote") from error
 
@@ -64,6 +68,75 @@ class Report:
         for name, value in _rows(self.protocol):
             table.add_row(Text(name, "dim"), Text(value, "dim"))
         return table
+
+
+def paired_differences(report: Report, base: Report) -> dict[str, dict[str, float]]:
+    """Mean of what each picture's figure is above the base's, with its bootstrap interval.
+
+    Raises:
+        DataError: the two did not measure the same pictures.
+    """
+    if report.pictures["key"] != base.pictures["key"]:
+        raise DataError("the two reports are of different pictures; measure both on the same")
+    shared = [n for n in report.pictures if n != "key" and n in base.pictures]
+    return {
+        name: summarize(torch.tensor(report.pictures[name]) - torch.tensor(base.pictures[name]))
+        for name in shared
+    }
+
+
+def comparison_table(reports: Sequence[Report]) -> Table:
+    """A row a figure, a column a model, and each model's difference from the first one.
+
+    Below stands the first report's protocol, but for its model: it is that of all.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("")
+    for number, report in enumerate(reports):
+        table.add_column(Text(report.protocol["model"]["name"]), justify="right")
+        if number:
+            table.add_column("minus first (95%)", style="dim")
+    differences = [paired_differences(report, reports[0]) for report in reports]
+    for name in _compared(reports):
+        cells = []
+        for number, report in enumerate(reports):
+            cells.append(_cell(_at(report.figures, name)))
+            if number:
+                cells.append(_difference(differences[number].get(name)))
+        table.add_row(Text(name), *cells)
+    table.add_row("")
+    for name, value in _rows(reports[0].protocol):
+        if not name.startswith("model."):
+            table.add_row(Text(name, "dim"), Text(value, "dim"))
+    return table
+
+
+def _compared(reports: Sequence[Report]) -> list[str]:
+    """Figures of any report, in order: summaries, numbers, and those of rate and codes."""
+    names: dict[str, None] = {}
+    for report in reports:
+        for name, value in report.figures.items():
+            if isinstance(value, float) or (isinstance(value, dict) and _is_summary(value)):
+                names[name] = None
+        for group in ("rate", "codes"):
+            names |= dict.fromkeys(f"{group}.{key}" for key in report.figures.get(group, {}))
+    return list(names)
+
+
+def _at(figures: dict[str, Any], path: str) -> Any:
+    group, _, key = path.rpartition(".")
+    return (figures.get(group, {}) if group else figures).get(key)
+
+
+def _cell(value: Any) -> str:
+    value = value["mean"] if isinstance(value, dict) else value
+    return "" if value is None else f"{value:.4g}"
+
+
+def _difference(value: dict[str, float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value['mean']:+.3g} ({value['low']:+.3g} to {value['high']:+.3g})"
 
 
 def _rows(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
