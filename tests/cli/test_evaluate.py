@@ -90,3 +90,17 @@ def test_a_codec_and_a_foreign_adapter_are_compared_with_the_first_model(
     }.items():
         assert evaluate(*names, "--data", photos) == 2
         assert expected in capsys.readouterr().err
+
+
+@pytest.mark.shared
+def test_probe(model: Path, photos: Path, shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packs = [shared / "data" / f"imagenette-{part}.parquet" for part in ("val", "val")]
+    options = ("--data", photos, "--probe", *packs)
+    assert evaluate(model, *options, "--resolution", 32, "--json") == 0
+    (report,) = json.loads(capsys.readouterr().out)
+    semantics = report["figures"]["semantics"]
+    assert 0 < semantics["linear_probe"]["quantized"] <= 1
+    assert 0 < semantics["knn"]["pixel"] <= 1
+    assert report["protocol"]["semantics"]["val"]["name"] == "imagenette-val.parquet"
+    assert evaluate(model, "--data", photos, "--probe", photos, photos) == 2
+    assert "has no labels" in capsys.readouterr().err

@@ -222,6 +222,19 @@ def test_concat_and_subset(tmp_path: Path) -> None:
     assert ConcatSource([one, unlabelled]).labels() is None
 
 
+@pytest.mark.shared
+def test_labels_that_mean_other_classes_are_not_mixed(shared: Path) -> None:
+    data = shared / "data"
+    train, val, other = (
+        open_source(data / f"{name}.parquet")
+        for name in ("caltech101-train", "caltech101-val", "imagenette-val")
+    )
+    names = ConcatSource([train, val]).class_names()
+    assert names is not None and len(names) == 100 and names == val.class_names()
+    mixed = ConcatSource([val, other])
+    assert mixed.labels() is None and mixed.class_names() is None
+
+
 def test_folders_of_shards(tmp_path: Path) -> None:
     write_parquet(tmp_path / "p" / "train" / "0.parquet", count=2)
     write_parquet(tmp_path / "p" / "val" / "0.parquet", count=1, first=5)

@@ -63,6 +63,14 @@ def evaluate(
         Literal["pixel", "enhance"] | None,
         typer.Option("--decoder", help="Of our models; by default the best that each has."),
     ] = None,
+    probe: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--probe",
+            metavar="TRAIN VAL",
+            help="Labelled data on which our models' semantics are measured.",
+        ),
+    ] = None,
     batch_size: BatchOption = 16,
     device: DeviceOption = None,
     json_: JsonOption = False,
@@ -72,9 +80,10 @@ def evaluate(
 ) -> None:
     """The report on pictures and codes.
 
-    PSNR, SSIM, LPIPS, judge, rFID, rate and use of the codes, with the protocol behind each
-    figure. All models see the same pictures; a second one and more are compared with the first,
-    picture by picture. Codecs get the bytes that the first model uses. JSON is a list of reports.
+    PSNR, SSIM, LPIPS, judge, rFID, rate and use of the codes, and with --probe what the codes know
+    of classes; each with its protocol. All models see the same pictures; a second one and more are
+    compared with the first, picture by picture. Codecs get the bytes that the first model uses.
+    JSON is a list of reports.
     """
     if out is not None:
         check_output_file(out)
@@ -83,9 +92,11 @@ def evaluate(
 
     from semhitok.cli.models import find_adapters, pick_device
     from semhitok.data.sources import open_source
+    from semhitok.evaluate.adapters import TokenizerAdapter
     from semhitok.evaluate.inception import download, find_inception
     from semhitok.evaluate.reconstruction import evaluate as measure
     from semhitok.evaluate.report import comparison_table, paired_differences
+    from semhitok.evaluate.semantics import check_labels, probe_semantics
     from semhitok.files import write_file
     from semhitok.images import ImagePolicy
 
@@ -96,6 +107,9 @@ def evaluate(
     ImagePolicy(size=side, crop=crop, multiple=multiple)  # refuses what does not fit
     weights = download() if inception == "download" else find_inception(inception)
     source = open_source(list(data))
+    labelled = None if probe is None else (open_source(probe[0]), open_source(probe[1]))
+    for each in labelled or ():
+        check_labels(each)
     reports = []
     for adapter in adapters.items:
         with progress(adapter.name, len(source)) as advance:
@@ -112,6 +126,11 @@ def evaluate(
                 device=where,
                 progress=lambda done, _, advance=advance: advance(done),
             )
+        if labelled is not None and isinstance(adapter, TokenizerAdapter):
+            size = adapter.model.config.image_size if side is None else side
+            figures = probe_semantics(adapter.model, *labelled, size)
+            report.protocol["semantics"] = figures.pop("protocol")
+            report.figures["semantics"] = figures
         reports.append(report)
     records = [asdict(report) for report in reports]
     for record, report in zip(records[1:], reports[1:], strict=True):

@@ -118,14 +118,24 @@ def _compared(reports: Sequence[Report]) -> list[str]:
         for name, value in report.figures.items():
             if isinstance(value, float) or (isinstance(value, dict) and _is_summary(value)):
                 names[name] = None
-        for group in ("rate", "codes"):
-            names |= dict.fromkeys(f"{group}.{key}" for key in report.figures.get(group, {}))
+        for group in ("rate", "codes", "semantics"):
+            names |= dict.fromkeys(_leaves(report.figures.get(group, {}), f"{group}."))
     return list(names)
 
 
+def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
 def _at(figures: dict[str, Any], path: str) -> Any:
-    group, _, key = path.rpartition(".")
-    return (figures.get(group, {}) if group else figures).get(key)
+    value: Any = figures
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def _cell(value: Any) -> str:
