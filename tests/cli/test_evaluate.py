@@ -93,11 +93,17 @@ def test_a_codec_and_a_foreign_adapter_are_compared_with_the_first_model(
 
 
 @pytest.mark.shared
-def test_probe(model: Path, photos: Path, shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_probe_and_similarity(
+    model: Path, photos: Path, shared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     packs = [shared / "data" / f"imagenette-{part}.parquet" for part in ("val", "val")]
-    options = ("--data", photos, "--probe", *packs)
-    assert evaluate(model, *options, "--resolution", 32, "--json") == 0
+    data = ("--data", shared / "data" / "imagenette-val.parquet", "--max-images", 48)
+    options = (*data, "--resolution", 32, "--probe", *packs, "--similarity")
+    assert evaluate(model, *options, "--json") == 0
     (report,) = json.loads(capsys.readouterr().out)
+    share = report["figures"]["similarity"]["pixels"]["random"]
+    assert share["low"] < 1.05 and share["high"] > 0.95
+    assert report["protocol"]["similarity"]["pictures"] == 48
     semantics = report["figures"]["semantics"]
     assert 0 < semantics["linear_probe"]["quantized"] <= 1
     assert 0 < semantics["knn"]["pixel"] <= 1

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from semhitok.errors import DataError, FormatError
-from semhitok.evaluate.report import Report, package_versions, paired_differences
+from semhitok.evaluate.report import Report, package_versions, paired_differences, protocol_table
 
 REPORT = Report(
     figures={
@@ -13,7 +13,11 @@ REPORT = Report(
         "codes": {"semantic_usage": 0.5, "frequent_children_share": None},
         "failed": {"photos/[broken].jpg": "not a picture"},
     },
-    protocol={"data": {"name": "photos"}, "versions": {"torch": "2"}},
+    protocol={
+        "data": {"name": "photos"},
+        "versions": {"torch": "2"},
+        "model": {"name": "tiny", "hash": "0a"},
+    },
 )
 
 
@@ -37,6 +41,7 @@ def test_table_shows_figures_and_protocol():
     console = Console(width=120, record=True, quiet=False, file=open("/dev/null", "w"))
     with console.file:
         console.print(REPORT.table())
+        console.print(protocol_table([REPORT]))
     text = console.export_text()
     assert "21.99 ± 0.12  (95%: 21.5 to 22.5)" in text
     assert "codes.semantic_usage" in text and "data.name" in text

@@ -71,6 +71,12 @@ def evaluate(
             help="Labelled data on which our models' semantics are measured.",
         ),
     ] = None,
+    similarity: Annotated[
+        bool,
+        typer.Option(
+            "--similarity", help="How alike the patches of one semantic code are, in our models."
+        ),
+    ] = False,
     batch_size: BatchOption = 16,
     device: DeviceOption = None,
     json_: JsonOption = False,
@@ -95,8 +101,9 @@ def evaluate(
     from semhitok.evaluate.adapters import TokenizerAdapter
     from semhitok.evaluate.inception import download, find_inception
     from semhitok.evaluate.reconstruction import evaluate as measure
-    from semhitok.evaluate.report import comparison_table, paired_differences
+    from semhitok.evaluate.report import comparison_table, paired_differences, protocol_table
     from semhitok.evaluate.semantics import check_labels, probe_semantics
+    from semhitok.evaluate.similarity import similarity as measure_similarity
     from semhitok.files import write_file
     from semhitok.images import ImagePolicy
 
@@ -126,11 +133,13 @@ def evaluate(
                 device=where,
                 progress=lambda done, _, advance=advance: advance(done),
             )
-        if labelled is not None and isinstance(adapter, TokenizerAdapter):
+        if isinstance(adapter, TokenizerAdapter):
             size = adapter.model.config.image_size if side is None else side
-            figures = probe_semantics(adapter.model, *labelled, size)
-            report.protocol["semantics"] = figures.pop("protocol")
-            report.figures["semantics"] = figures
+            if labelled is not None:
+                report.add("semantics", probe_semantics(adapter.model, *labelled, size))
+            if similarity:
+                found = measure_similarity(adapter.model, source, size, max_images=max_images)
+                report.add("similarity", found)
         reports.append(report)
     records = [asdict(report) for report in reports]
     for record, report in zip(records[1:], reports[1:], strict=True):
@@ -142,6 +151,8 @@ def evaluate(
         print_json(records)
     else:
         print_table(comparison_table(reports) if len(reports) > 1 else reports[0].table())
+        print()
+        print_table(protocol_table(reports))
     failed: dict[str, str] = {k: v for r in reports for k, v in r.figures["failed"].items()}
     for key, reason in failed.items():
         message(f"failed: {key}: {' '.join(reason.split())}")

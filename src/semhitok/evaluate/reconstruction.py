@@ -92,7 +92,7 @@ def evaluate(
     indices = evenly_spaced(len(source), max_images)
     failed: dict[str, str] = {}
     meter = _Meter(adapter, instruments, imagenet_labels(source))
-    for images, batch in _batches(source, indices, policy, batch_size, failed):
+    for images, batch in read_batches(source, indices, policy, batch_size, failed):
         meter.update(images, batch)
         if progress is not None:
             progress(meter.count + len(failed), len(indices))
@@ -239,7 +239,7 @@ class _Meter:
         return rate
 
 
-def _batches(
+def read_batches(
     source: ImageSource,
     indices: list[int],
     policy: ImagePolicy,

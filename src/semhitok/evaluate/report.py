@@ -43,6 +43,11 @@ class Report:
         """All parts as JSON; `from_json` gives the same report back."""
         return json.dumps(asdict(self), indent=2, allow_nan=False)
 
+    def add(self, name: str, figures: dict[str, Any]) -> None:
+        """Take in a group of figures that brings its own `protocol`."""
+        self.figures[name] = {key: value for key, value in figures.items() if key != "protocol"}
+        self.protocol[name] = figures["protocol"]
+
     @classmethod
     def from_json(cls, text: str) -> Report:
         """Read what `to_json` wrote.
@@ -58,15 +63,12 @@ class Report:
             raise FormatError(f"not a report: {error!r}; give JSON that Report wrote") from error
 
     def table(self) -> Table:
-        """Figures, an empty line, and the protocol below, for a terminal."""
+        """Figures, for a terminal."""
         table = Table(show_header=False, box=None, pad_edge=False)
         table.add_column(style="bold", no_wrap=True)
         table.add_column()
         for name, value in _rows(self.figures):
             table.add_row(Text(name), Text(value))
-        table.add_row("", "")
-        for name, value in _rows(self.protocol):
-            table.add_row(Text(name, "dim"), Text(value, "dim"))
         return table
 
 
@@ -86,10 +88,7 @@ def paired_differences(report: Report, base: Report) -> dict[str, dict[str, floa
 
 
 def comparison_table(reports: Sequence[Report]) -> Table:
-    """A row a figure, a column a model, and each model's difference from the first one.
-
-    Below stands the first report's protocol, but for its model: it is that of all.
-    """
+    """A row a figure, a column a model, and each model's difference from the first one."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("")
     for number, report in enumerate(reports):
@@ -104,10 +103,20 @@ def comparison_table(reports: Sequence[Report]) -> Table:
             if number:
                 cells.append(_difference(differences[number].get(name)))
         table.add_row(Text(name), *cells)
-    table.add_row("")
+    return table
+
+
+def protocol_table(reports: Sequence[Report]) -> Table:
+    """How all of them were measured, then what is each model's own."""
+    table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _rows(reports[0].protocol):
         if not name.startswith("model."):
             table.add_row(Text(name, "dim"), Text(value, "dim"))
+    for report in reports:
+        described = dict(report.protocol["model"])
+        name = described.pop("name")
+        for key, value in _rows(described):
+            table.add_row(Text(f"{name}.{key}", "dim"), Text(value, "dim"))
     return table
 
 
@@ -118,14 +127,14 @@ def _compared(reports: Sequence[Report]) -> list[str]:
         for name, value in report.figures.items():
             if isinstance(value, float) or (isinstance(value, dict) and _is_summary(value)):
                 names[name] = None
-        for group in ("rate", "codes", "semantics"):
+        for group in ("rate", "codes", "semantics", "similarity"):
             names |= dict.fromkeys(_leaves(report.figures.get(group, {}), f"{group}."))
     return list(names)
 
 
 def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[str]:
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not _is_summary(value):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}"
@@ -140,6 +149,8 @@ def _at(figures: dict[str, Any], path: str) -> Any:
 
 def _cell(value: Any) -> str:
     value = value["mean"] if isinstance(value, dict) else value
+    if isinstance(value, int):
+        return f"{value:,}"
     return "" if value is None else f"{value:.4g}"
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from semhitok.model import HierarchicalCodebook, SemHiTok, Teacher, fit_linear_paths
+from semhitok.model.kmeans import kmeans
 from semhitok.train.critic import PictureLosses
-from semhitok.train.ema import CodebookEMA, WeightEMA, kmeans
+from semhitok.train.ema import CodebookEMA, WeightEMA
 from semhitok.train.recipe import PixelStage, Recipe
 from semhitok.train.stage import Losses, round_to_half, usage, weighted
 from semhitok.train.updater import Updater

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from semhitok.errors import DataError
 from semhitok.model import SemHiTok, Teacher
-from semhitok.train.ema import CodebookEMA, WeightEMA, kmeans
+from semhitok.model.kmeans import kmeans
+from semhitok.train.ema import CodebookEMA, WeightEMA
 from semhitok.train.losses import semantic_losses
 from semhitok.train.recipe import Recipe
 from semhitok.train.stage import Losses, round_to_half, usage, weighted
