@@ -14,7 +14,8 @@ from semhitok.model.codebook import (
     Quantized,
     SemanticCodebook,
 )
-from semhitok.train.ema import CodebookEMA, WeightEMA, kmeans
+from semhitok.model.kmeans import kmeans
+from semhitok.train.ema import CodebookEMA, WeightEMA
 from semhitok.train.world import World
 
 K, M, D = 6, 5, 8
