@@ -36,6 +36,18 @@ def test_large_recipes_plan_the_papers_vocabulary(name: str, grid: int) -> None:
     assert sum(p.numel() for p in model.parameters()) > 3e8
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["semhitok-256", "semhitok-384"])
+def test_large_models_encode_and_decode(name: str) -> None:
+    """With random weights, without a network; about four GB."""
+    model = SemHiTok(planned_config(name)).eval()
+    side = model.config.image_size
+    ids = model.encode(torch.rand(1, 3, side, side))
+    assert ids.shape == (1, side // 16, side // 16)
+    assert model.decode(ids).shape == (1, 3, side, side)
+    assert model.features(ids).shape[-1] == 256 + 8
+
+
 def test_a_recipe_without_an_architecture_cannot_be_planned() -> None:
     with pytest.raises(RecipeError, match="tiny does not tell teacher.architecture"):
         planned_config("tiny")
