@@ -16,6 +16,8 @@ from semhitok.data.sources import open_source
 from semhitok.evaluate.adapters import TokenizerAdapter
 from semhitok.evaluate.reconstruction import evaluate
 from semhitok.hub import read_metrics, resolve
+from semhitok.train.recipe import load_recipe
+from semhitok.train.run import load_teacher
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny-chelsea.json"
 SAME_IDS = 0.99
@@ -74,3 +76,9 @@ def test_both_decoders_and_any_shape(tiny: SemHiTok) -> None:
     ids = tiny.encode(x)
     assert ids.shape == (1, 3, 5)
     assert not torch.equal(tiny.decode(ids, decoder="pixel"), tiny.decode(ids, decoder="enhance"))
+
+
+def test_its_encoder_is_the_teacher_when_a_recipe_names_none(tiny: SemHiTok) -> None:
+    teacher = load_teacher(load_recipe("tiny"))
+    x = torch.rand(1, 3, 32, 48)
+    assert torch.equal(teacher(x, (4, 6)), tiny.semantic.trunk_features(x, (4, 6)))

@@ -2,14 +2,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semhitok.errors import DataError, RangeError
+from semhitok.errors import RangeError
 from semhitok.evaluate.codecs import (
     CODECS,
     JPEG,
     at_bytes,
     at_smallest,
     codec_psnr,
-    compare,
 )
 
 
@@ -49,16 +48,3 @@ def test_at_bytes_beyond_either_end(picture):
 def test_quality_outside_the_range(picture):
     with pytest.raises(RangeError, match="JPEG quality is 0; allowed: 1 to 100"):
         JPEG.encode(picture, 0)
-
-
-def test_compare_averages_over_pictures(picture):
-    other = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    table = compare([picture, other], budget=1000)
-    assert list(table) == ["JPEG", "WEBP", "AVIF"]
-    row = table["JPEG"]
-    sizes = [len(at_smallest(JPEG, image)) for image in (picture, other)]
-    assert row["smallest_bytes"] == sum(sizes) / 2
-    assert row["matched_bytes"] >= 1000
-    assert row["matched_psnr"] > row["smallest_psnr"]
-    with pytest.raises(DataError, match="no pictures"):
-        compare([], budget=1000)

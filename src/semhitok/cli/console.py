@@ -27,6 +27,16 @@ PLAIN_WIDTH = 1000
 ModelOption = Annotated[
     str, typer.Option("--model", help="Bundled name, model folder, or Hub id owner/name.")
 ]
+DataOption = Annotated[
+    list[str],
+    typer.Option("--data", help="Folder, .parquet, .tar or Hub data set; may be repeated."),
+]
+ProbeOption = Annotated[
+    tuple[str, str] | None,
+    typer.Option(
+        "--probe", metavar="TRAIN VAL", help="Labelled data on which the semantics are measured."
+    ),
+]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:N or mps; by default the best.")
 ]

@@ -11,8 +11,10 @@ import typer
 from semhitok.cli.console import (
     SOME_FAILED,
     BatchOption,
+    DataOption,
     DeviceOption,
     JsonOption,
+    ProbeOption,
     check_output_file,
     message,
     parse_side,
@@ -32,10 +34,7 @@ def evaluate(
             show_default=False,
         ),
     ],
-    data: Annotated[
-        list[str],
-        typer.Option("--data", help="Folder, .parquet, .tar or Hub data set; may be repeated."),
-    ],
+    data: DataOption,
     resolution: Annotated[
         str | None,
         typer.Option(
@@ -63,14 +62,7 @@ def evaluate(
         Literal["pixel", "enhance"] | None,
         typer.Option("--decoder", help="Of our models; by default the best that each has."),
     ] = None,
-    probe: Annotated[
-        tuple[str, str] | None,
-        typer.Option(
-            "--probe",
-            metavar="TRAIN VAL",
-            help="Labelled data on which our models' semantics are measured.",
-        ),
-    ] = None,
+    probe: ProbeOption = None,
     similarity: Annotated[
         bool,
         typer.Option(
@@ -138,7 +130,9 @@ def evaluate(
             if labelled is not None:
                 report.add("semantics", probe_semantics(adapter.model, *labelled, size))
             if similarity:
-                found = measure_similarity(adapter.model, source, size, max_images=max_images)
+                found = measure_similarity(
+                    adapter.model, source, size, max_images=max_images, batch_size=batch_size
+                )
                 report.add("similarity", found)
         reports.append(report)
     records = [asdict(report) for report in reports]

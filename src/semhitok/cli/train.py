@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from semhitok.cli.console import JsonOption, message, print_json
+from semhitok.cli.console import DataOption, JsonOption, ProbeOption, message, print_json
 
 if TYPE_CHECKING:
     from semhitok.train.run import Evaluation
@@ -21,23 +21,13 @@ def train(
         str,
         typer.Argument(metavar="RECIPE", help="Name or .yaml file.", show_default=False),
     ],
-    data: Annotated[
-        list[str],
-        typer.Option("--data", help="Folder, .parquet, .tar or Hub data set; may be repeated."),
-    ],
+    data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="The run folder; an interrupted run goes on.")],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override path.to.key of the recipe."),
     ] = None,
-    probe: Annotated[
-        tuple[str, str] | None,
-        typer.Option(
-            "--probe",
-            metavar="TRAIN VAL",
-            help="Labelled data on which the semantics of stage 1 are measured.",
-        ),
-    ] = None,
+    probe: ProbeOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Train a tokenizer, all stages.

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import Any
 
 from PIL import Image
 
-from semhitok.errors import DataError, RangeError
+from semhitok.errors import RangeError
 from semhitok.evaluate.metrics import psnr
 from semhitok.images import to_tensor
 
@@ -79,33 +77,3 @@ def codec_psnr(codec: Codec, image: Image.Image, data: bytes) -> float:
     """PSNR in dB of the file `data` against the picture that it was made from."""
     original, decoded = to_tensor(image), to_tensor(codec.decode(data))
     return float(psnr(original[None], decoded[None]))
-
-
-def compare(images: Iterable[Image.Image], budget: int) -> dict[str, dict[str, float]]:
-    """Mean bytes and PSNR (dB) of each codec, at its smallest and at `budget` bytes a picture.
-
-    Raises:
-        DataError: no pictures.
-    """
-    points: dict[str, list[dict[str, float]]] = {codec.name: [] for codec in CODECS}
-    for image in images:
-        for codec in CODECS:
-            points[codec.name].append(_points(codec, image, budget))
-    if not points[JPEG.name]:
-        raise DataError("no pictures to compare codecs on; at least one is needed")
-    return {
-        name: {key: fmean(row[key] for row in rows) for key in rows[0]}
-        for name, rows in points.items()
-    }
-
-
-def _points(codec: Codec, image: Image.Image, budget: int) -> dict[str, float]:
-    smallest = at_smallest(codec, image)
-    matched, quality = at_bytes(codec, image, budget)
-    return {
-        "smallest_bytes": float(len(smallest)),
-        "smallest_psnr": codec_psnr(codec, image, smallest),
-        "matched_bytes": float(len(matched)),
-        "matched_psnr": codec_psnr(codec, image, matched),
-        "matched_quality": float(quality),
-    }

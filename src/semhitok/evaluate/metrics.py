@@ -36,14 +36,7 @@ def ssim(a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]) -> Float[Tens
         MissingExtraError: torchmetrics is not installed.
         ShapeError: a side is shorter than SSIM_WINDOW.
     """
-    height, width = a.shape[-2:]
-    if min(height, width) < SSIM_WINDOW:
-        raise ShapeError(f"SSIM: picture is {height}x{width}; both sides need {SSIM_WINDOW} px")
-    image = require("torchmetrics.functional.image", "evaluate")
-    values: Tensor = image.structural_similarity_index_measure(
-        a.float(), b.float(), kernel_size=SSIM_WINDOW, data_range=1.0, reduction="none"
-    )
-    return values.reshape(len(a))  # torchmetrics drops the batch axis of a single pair
+    return _structural("SSIM", "structural_similarity_index_measure", SSIM_WINDOW, a, b)
 
 
 def ms_ssim(a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]) -> Float[Tensor, b]:
@@ -53,14 +46,19 @@ def ms_ssim(a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]) -> Float[T
         MissingExtraError: torchmetrics is not installed.
         ShapeError: a side is shorter than MS_SSIM_SIDE.
     """
+    function = "multiscale_structural_similarity_index_measure"
+    return _structural("MS-SSIM", function, MS_SSIM_SIDE, a, b)
+
+
+def _structural(name: str, function: str, smallest: int, a: Tensor, b: Tensor) -> Tensor:
     height, width = a.shape[-2:]
-    if min(height, width) < MS_SSIM_SIDE:
-        raise ShapeError(f"MS-SSIM: picture is {height}x{width}; both sides need {MS_SSIM_SIDE} px")
-    image = require("torchmetrics.functional.image", "evaluate")
-    values: Tensor = image.multiscale_structural_similarity_index_measure(
+    if min(height, width) < smallest:
+        raise ShapeError(f"{name}: picture is {height}x{width}; both sides need {smallest} px")
+    measure = getattr(require("torchmetrics.functional.image", "evaluate"), function)
+    values: Tensor = measure(
         a.float(), b.float(), kernel_size=SSIM_WINDOW, data_range=1.0, reduction="none"
     )
-    return values.reshape(len(a))
+    return values.reshape(len(a))  # torchmetrics drops the batch axis of a single pair
 
 
 def summarize(values: Float[Tensor, "n"]) -> dict[str, float]:
