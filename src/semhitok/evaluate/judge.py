@@ -60,8 +60,8 @@ class Judge(nn.Module):
             F.interpolate(x, (JUDGE_SIDE, JUDGE_SIDE), mode="bilinear", antialias=True)
             for x in (original, reconstruction)
         ]
-        first, second = (network.features(x) for x in seen)
-        guesses = [network.logits(x).argmax(dim=1) for x in seen]
+        (first, scores), (second, rescored) = (network.classify(x) for x in seen)
+        guesses = [scores.argmax(dim=1), rescored.argmax(dim=1)]
         figures = {
             "lpips_squeeze": self.lpips(original, reconstruction),
             "judge_cosine": F.cosine_similarity(first, second, dim=1),

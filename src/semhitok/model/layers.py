@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from semhitok.model.config import TransformerConfig
 
+WRITTEN_OUT_TOKENS = 144
+
 ROTARY_BASE = 100.0
 """Grids are tens of patches wide: the slowest pair turns once in about 600 patches."""
 
@@ -65,6 +67,24 @@ def unit_rms(x: Float[Tensor, "*shape channels"]) -> Float[Tensor, "*shape chann
     return F.rms_norm(x, x.shape[-1:], eps=1e-6)
 
 
+def attend(
+    query: Float[Tensor, "b heads tokens head_dim"],
+    key: Float[Tensor, "b heads tokens head_dim"],
+    value: Float[Tensor, "b heads tokens head_dim"],
+) -> Float[Tensor, "b heads tokens head_dim"]:
+    """Softmax attention.
+
+    Training on a CPU writes it out for short sequences: the library's fused kernel takes up to
+    five times as long there at 64 tokens, forward and backward together.
+    """
+    learns = torch.is_grad_enabled() and query.requires_grad
+    if not (learns and query.device.type == "cpu" and query.shape[2] <= WRITTEN_OUT_TOKENS):
+        return F.scaled_dot_product_attention(query, key, value)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    out: Tensor = scores.softmax(dim=-1) @ value
+    return out
+
+
 class Attention(nn.Module):
     """Self-attention over all patches; queries and keys are normalised, then turned."""
 
@@ -87,7 +107,7 @@ class Attention(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         query = rotate(unit_rms(query) * self.query_scale.to(x.dtype), cos, sin).to(value.dtype)
         key = rotate(unit_rms(key) * self.key_scale.to(x.dtype), cos, sin).to(value.dtype)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = attend(query, key, value)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(b, tokens, width))
         return out
 

@@ -112,16 +112,16 @@ class SqueezeNet(nn.Module):
                 stages.append(hidden)
         return stages
 
-    def features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 512"]:
-        """The last grid of the trunk, averaged over its places. Images are RGB in [0, 1]."""
-        return self.stages(images)[-1].mean(dim=(2, 3))
-
-    def logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1000"]:
-        """Scores of the ImageNet-1k classes, in order of wnid. Images are RGB in [0, 1].
+    def classify(
+        self, images: Float[Tensor, "b 3 h w"]
+    ) -> tuple[Float[Tensor, "b 512"], Float[Tensor, "b 1000"]]:
+        """Features (the trunk's last grid, averaged over its places), and scores of the ImageNet-1k
+        classes in order of wnid. Images are RGB in [0, 1].
 
         The published accuracy is for the short side at 256 px and a centre crop of 224.
         """
-        return F.relu(self.classifier(self.stages(images)[-1])).mean(dim=(2, 3))
+        last = self.stages(images)[-1]
+        return last.mean(dim=(2, 3)), F.relu(self.classifier(last)).mean(dim=(2, 3))
 
 
 class Fire(nn.Module):

@@ -69,11 +69,16 @@ class PixelDecoder(nn.Module):
 
     def forward(self, vectors: Float[Tensor, "b h w in_dim"]) -> Float[Tensor, "b 3 height width"]:
         """Pictures around [0, 1], not clamped."""
-        grid = self.transformer(self.embed(vectors)).permute(0, 3, 1, 2)
+        grid = self._grid(vectors).permute(0, 3, 1, 2)
         fine = self.to_pixels(self.head(self.stages(grid)))
         pixels = unpatchify(self.linear(vectors), self.patch_size) + fine
         images: Tensor = (pixels.float() + 1) / 2
         return images
+
+    def _grid(self, vectors: Tensor) -> Float[Tensor, "b h w width"]:
+        """What the patches know of one another."""
+        grid: Tensor = self.transformer(self.embed(vectors))
+        return grid
 
 
 def fit_linear_paths(

@@ -40,6 +40,8 @@ def nearest_in_parent(
     x: Float[Tensor, "n d"], parents: Int64[Tensor, "n"], table: Float[Tensor, "k m d"]
 ) -> Int64[Tensor, "n"]:
     """Index of the nearest among the m codes of each row's own parent, and of no other."""
+    if len(table) == 1:  # one codebook for all: nothing to gather
+        return nearest(x, table[0])
     x, table = x.float(), table.float()
     m, d = table.shape[1:]
     indices = torch.empty(len(x), dtype=torch.int64, device=x.device)

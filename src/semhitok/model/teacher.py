@@ -128,16 +128,17 @@ class Teacher(nn.Module):
             for state in self._states(images, grid)
         ]
 
-    def reading(self, layers: Sequence[int]) -> Teacher:
+    def reading(self, layers: Sequence[int], *, dilated: bool = False) -> Teacher:
         """A frozen teacher with these weights that reads other layers, none of them deeper.
 
-        A convolutional one goes back to its own stride: dilation only serves the grid of `forward`.
+        A convolutional one goes back to its own stride, unless `dilated` keeps this one's: dilation
+        only serves the grid of `forward`.
 
         Raises:
             RangeError: a layer is deeper than what this teacher keeps.
         """
         architecture = self.config.architecture
-        if "output_stride" in architecture:
+        if "output_stride" in architecture and not dilated:
             architecture = with_output_stride(architecture, 32)
         plan = plan_reading(architecture, layers)
         if plan.deepest > self._plan.deepest or any(plan.normed) > any(self._plan.normed):

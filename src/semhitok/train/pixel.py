@@ -169,7 +169,12 @@ class SubcodeUsage:
 
     @torch.no_grad()
     def write_typical(self) -> None:
-        """Mean code vector of each parent's patches; of all patches for a parent not seen."""
+        """Mean code vector of each parent's patches; of all patches for a parent not seen.
+
+        Without a patch seen, in a stage of no steps, what was there stays.
+        """
+        if not self.counts.any():
+            return
         codes = self.codebook.table()
         shares = self.counts / self.counts.sum().clamp_min(1e-8)
         everywhere = (shares[..., None] * codes).sum(dim=(0, 1))
@@ -206,7 +211,7 @@ class SubcodeUsage:
         dead = shares[present, weakest[present]] < self.config.restart_below
         chosen, rows = present[dead], first[dead]
         places = weakest[chosen]
-        weight[chosen, places] = latents[rows] - self.codebook.base[places]
+        weight[chosen, places] += latents[rows] - self.codebook.lookup(chosen, places)
         self.counts[chosen, places] = self.counts[chosen].mean(dim=1)
         if self.means is not None:
             flat = chosen * weight.shape[1] + places

@@ -76,6 +76,9 @@ class Optimizer(Section):
 class StageSection(Section):
     """What every stage has."""
 
+    start: str | None = None
+    """A model, by folder or name, whose parts of this stage are taken instead of a start fitted to
+    the data; with no steps they stay as they are."""
     phases: tuple[Phase, ...]
     optimizer: Optimizer
     ema: float = Field(default=0.999, ge=0, lt=1)
@@ -98,6 +101,8 @@ class SemanticStage(StageSection):
     restart_below: float = Field(default=0.02, ge=0)
     """A code chosen less often than this share of the mean restarts at a random latent."""
     restart_every: int = Field(default=20, ge=1)
+    trunk_lr: float = Field(default=0.1, ge=0)
+    """Rate of a finetuned trunk over the rate of all else; a student learns at the full rate."""
 
 
 class Adversarial(Section):
@@ -196,7 +201,7 @@ def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recip
         NotFoundError: there is no such recipe.
         RecipeError: a key is unknown, or a value is not allowed.
     """
-    data = _read(name)
+    data = read_recipe(name)
     for override in overrides:
         _override(data, override)
     return parse_recipe(data)
@@ -214,7 +219,8 @@ def parse_recipe(data: dict[str, Any]) -> Recipe:
         raise RecipeError(_one_line(error, data)) from error
 
 
-def _read(name: str) -> dict[str, Any]:
+def read_recipe(name: str) -> dict[str, Any]:
+    """A recipe's plain data with its `extends` chain, not checked yet; see `load_recipe`."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -232,14 +238,15 @@ def _read(name: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise FormatError(f"recipe {name} holds {type(data).__name__}; a mapping is needed")
     base = data.pop("extends", None)
-    return data if base is None else _merge(_read(base), data)
+    return data if base is None else merge(read_recipe(base), data)
 
 
-def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """The base with the overlay's values in their places; sections are merged, lists replaced."""
     merged = dict(base)
     for key, value in overlay.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = merge(merged[key], value) if both else value
     return merged
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from semhitok.data.batches import DecodedPictures
 from semhitok.data.sources import ImageSource
 from semhitok.errors import FormatError, RecipeError, TrainingError
 from semhitok.files import check_writable, write_file
-from semhitok.hub import bundled_teacher, save
+from semhitok.hub import bundled_teacher, load, save
 from semhitok.model import SemHiTok, Teacher, TeacherConfig, TokenizerConfig
 from semhitok.model.teacher import describe_teacher
 from semhitok.train.checkpoint import load_checkpoint, newest_checkpoint, remove_temporaries
@@ -31,12 +31,14 @@ from semhitok.train.world import World
 
 log = logging.getLogger(__name__)
 
-TRAINERS: dict[str, Callable[[SemHiTok, Teacher, Recipe, World], StageTrainer]] = {
+Trainers = Mapping[str, Callable[[SemHiTok, Teacher, Recipe, World], StageTrainer]]
+"""What trains each stage, in order; the names are those of the recipe's sections."""
+
+TRAINERS: Trainers = {
     "semantic": SemanticTrainer,
     "pixel": PixelTrainer,
     "enhance": EnhanceTrainer,
 }
-STAGES = tuple(TRAINERS)
 
 Evaluation = Callable[[SemHiTok, dict[str, Tensor]], dict[str, Any]]
 """Figures of a model at the end of stage 1; the mapping holds `kmeans_codes`, the baseline's."""
@@ -52,25 +54,33 @@ class Run:
         folder: Path,
         *,
         evaluation: Evaluation | None = None,
+        pictures: DecodedPictures | None = None,
+        build: Callable[[TokenizerConfig, Teacher], SemHiTok] = SemHiTok,
+        trainers: Trainers = TRAINERS,
     ) -> None:
         """Args:
         evaluation: called once, when stage 1 has ended; its figures go into `semantic.json`.
+        pictures: those of `source` as the recipe scales them, where several runs share them.
+        build: makes the model; a study's variant is a SemHiTok with other parts in it.
+        trainers: of the stages that are run.
 
         Raises:
             RecipeError: the folder holds a run of another recipe or of other data.
             StorageError: the folder cannot be written, or the disk has too little space.
         """
         self.recipe, self.source, self.folder = recipe, source, folder
-        self.evaluation = evaluation
-        self.stages = STAGES if recipe.enhance is not None else STAGES[:2]
+        self.evaluation, self.trainers = evaluation, trainers
+        self.stages = [name for name in trainers if getattr(recipe, name) is not None]
         self.world = World.join()
         torch.manual_seed(recipe.seed)
         self.teacher = load_teacher(recipe)
-        self.model = SemHiTok(tokenizer_config(recipe, self.teacher), self.teacher)
+        self.model = build(tokenizer_config(recipe, self.teacher), self.teacher)
         self.model.to(self.world.device).eval()
         self.teacher.to(self.world.device)
         self.semantic_hash: str | None = None
-        pictures = DecodedPictures(source, recipe.data.scale[1], int(recipe.data.cache_gb * 2**30))
+        if pictures is None:
+            cache_bytes = int(recipe.data.cache_gb * 2**30)
+            pictures = DecodedPictures(source, recipe.data.scale[1], cache_bytes)
         # Of all stages at once: what the last of them refuses is refused before the first step.
         self.batches = [
             PhasedBatches(
@@ -98,11 +108,16 @@ class Run:
         self._check_semantics(name)
         # A critic starts alike, whether or not the stages before ran in this process.
         torch.manual_seed(self.recipe.seed + 1000 * number)
-        trainer = TRAINERS[name](self.model, self.teacher, self.recipe, self.world)
+        given = self._section(name).start
+        if state is None and given is not None:
+            log.info("stage %s: starting from %s", name, given)
+            take_stage(self.model, load(given), name)
+        trainer = self.trainers[name](self.model, self.teacher, self.recipe, self.world)
         if state is None:
-            log.info("stage %s: fitting its start to data", name)
-            first = (images.to(self.world.device) for images in batches.first_pictures())
-            trainer.begin(first)
+            if given is None:
+                log.info("stage %s: fitting its start to data", name)
+                first = (images.to(self.world.device) for images in batches.first_pictures())
+                trainer.begin(first)
             write_checkpoint(self.folder, *self._snapshot(number, 0, trainer), self.world)
         else:
             trainer.load_state_dict(state)
@@ -116,8 +131,9 @@ class Run:
             lambda step: self._snapshot(number, step, trainer),
         )
         trainer.finish()
-        if isinstance(trainer, SemanticTrainer):
+        if name == "semantic":
             self.semantic_hash = self.model.semantic_hash
+        if isinstance(trainer, SemanticTrainer):
             self._report_semantics({"kmeans_codes": trainer.kmeans_codes})
         self._check_semantics(name)
         write_checkpoint(self.folder, *self._snapshot(number + 1, 0, None), self.world)
@@ -215,11 +231,37 @@ class Run:
         return path.read_text() if path.is_file() else "{}"
 
 
+def take_stage(model: SemHiTok, given: SemHiTok, stage: str) -> None:
+    """Copy what a stage trains from a model that has been through it.
+
+    Raises:
+        RecipeError: the two are not built alike there.
+    """
+    parts = {
+        "semantic": lambda m: [m.semantic],
+        "pixel": lambda m: [m.pixel.codebook, m.pixel.encoder, m.pixel.decoder],
+        "enhance": lambda m: [m.pixel.enhance],
+    }
+    for ours, theirs in zip(parts[stage](model), parts[stage](given), strict=True):
+        learned = {} if theirs is None else theirs.state_dict()
+        shapes = {name: tensor.shape for name, tensor in learned.items()}
+        needed = {name: tensor.shape for name, tensor in ours.state_dict().items()}
+        if shapes != needed:
+            odd = sorted(n for n in shapes | needed if shapes.get(n) != needed.get(n))
+            raise RecipeError(
+                f"{stage}.start: {given.config.name} is built otherwise ({len(odd)} tensors, first "
+                f"{odd[0]}); start from a model with the same {stage} settings"
+            )
+        ours.load_state_dict(learned)
+
+
 def load_teacher(recipe: Recipe) -> Teacher:
     """The teacher that a recipe names, or the bundled semantic encoder."""
     section = recipe.teacher
     if section.source is None:
-        return bundled_teacher()
+        teacher = bundled_teacher()
+        own = section.layers == teacher.config.layers
+        return teacher if own else teacher.reading(section.layers, dilated=True)
     return Teacher.from_pretrained(
         section.source,
         layers=section.layers,

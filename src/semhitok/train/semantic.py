@@ -43,10 +43,17 @@ class SemanticTrainer:
             self.trained["trunk"] = branch.trunk
         if branch.config.projection == "mlp":
             self.trained["projection"] = self.projection
-        self.updater = Updater([self.trained], self.config.optimizer, self.config.steps, world)
+        self.updater = self.make_updater({})
         self.average = WeightEMA(self.trained, self.config.ema)
         self.codebook = CodebookEMA(branch.codebook.codes, self.config.codebook_decay, unit=True)
         self.kmeans_codes = branch.codebook.codes.clone()
+
+    def make_updater(self, scales: dict[nn.Module, float]) -> Updater:
+        """Over all that is trained; `scales` multiplies the rate of some, beside the trunk's."""
+        if self.branch.config.trunk == "finetuned":
+            scales = {self.trained["trunk"]: self.config.trunk_lr, **scales}
+        config = self.config
+        return Updater([self.trained], config.optimizer, config.steps, self.world, scales)
 
     @torch.no_grad()
     def begin(self, batches: Iterator[Tensor]) -> None:
