@@ -23,6 +23,7 @@ from semhitok.cli.demo import demo
 from semhitok.cli.encode import encode
 from semhitok.cli.evaluate import evaluate
 from semhitok.cli.info import info
+from semhitok.cli.study import study
 from semhitok.cli.train import train
 from semhitok.errors import SemHiTokError
 
@@ -35,7 +36,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-for _command in (info, encode, decode, demo, evaluate, train):
+for _command in (info, encode, decode, demo, evaluate, train, study):
     app.command()(_command)
 
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from semhitok.cli.console import DataOption, JsonOption, ProbeOption, message, print_json
+from semhitok.cli.console import (
+    DataOption,
+    JsonOption,
+    ProbeOption,
+    log_to_stderr,
+    message,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from semhitok.train.run import Evaluation
@@ -35,7 +41,7 @@ def train(
     An interrupted run goes on where it was. Works under torchrun too.
     """
     first = os.environ.get("RANK", "0") == "0"
-    _log_to_stderr(logging.INFO if first else logging.WARNING)
+    log_to_stderr(logging.INFO if first else logging.WARNING)
     from semhitok.data.sources import open_source
     from semhitok.errors import StorageError
     from semhitok.train.recipe import load_recipe
@@ -78,14 +84,3 @@ def _evaluation(train_data: str, val_data: str) -> Evaluation:
         return probe_semantics(model, train_source, val_source, size, pixel=False, **extras)
 
     return evaluation
-
-
-def _log_to_stderr(level: int) -> None:
-    """Log lines of this package; short times at a terminal, dates in a file."""
-    times = "%H:%M:%S" if sys.stderr.isatty() else "%Y-%m-%d %H:%M:%S"
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", times))
-    logger = logging.getLogger("semhitok")
-    logger.handlers = [handler]
-    logger.setLevel(level)
-    logger.propagate = False

@@ -141,7 +141,7 @@ class HierarchicalQuantizer(Quantizer):
 
 
 class SharedQuantizer(Quantizer):
-    """Both latents in one space, where one code of N, or one of each level in turn, stands for both.
+    """Both latents in one space; one code of N stands for both, or one of each level in turn.
 
     One level and no mixing is TokenFlow's shared index: two codebooks of N rows, and the row whose
     two distances add up to the least. With mixing the two latents become one before the search, and
@@ -205,9 +205,7 @@ class SharedQuantizer(Quantizer):
         with torch.no_grad():
             rest = self._joined(semantic, pixel)
         generator, moved = torch.Generator().manual_seed(step), 0
-        for table, means, chosen in zip(
-            self.tables, self.means, self._from_ids(ids), strict=True
-        ):
+        for table, means, chosen in zip(self.tables, self.means, self._from_ids(ids), strict=True):
             left = rest - table[chosen]
             means.update(rest, chosen, world)
             if not last and (step + 1) % RESTART_EVERY == 0:
@@ -288,7 +286,7 @@ MakeQuantizer = Callable[[SemHiTok, Recipe, World], Quantizer]
 
 
 class JointTrainer(SemanticTrainer):
-    """Both branches learn from both losses, each at every step; the semantic trunk hears the pixels.
+    """Both branches learn from both losses at every step; the semantic trunk hears the pixels.
 
     The recipe's semantic section tells steps and optimiser, since this is the only stage.
     """
@@ -311,7 +309,9 @@ class JointTrainer(SemanticTrainer):
         self.average = WeightEMA(self.trained, self.config.ema)
         self.weights = {
             **{n: w for n, w in recipe.semantic.weights.items() if n != "commitment"},
-            **{n: w for n, w in recipe.pixel.weights.items() if n not in ("commitment", "codebook")},
+            **{
+                n: w for n, w in recipe.pixel.weights.items() if n not in ("commitment", "codebook")
+            },
             "quantizer": 1.0,
         }
 

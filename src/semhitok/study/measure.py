@@ -84,9 +84,7 @@ class _Known:
 _TEACHER: dict[str, _Known] = {}
 
 
-def semantics(
-    model: SemHiTok, teacher: Teacher, exam: Exam, scale: Scale
-) -> dict[str, Any]:
+def semantics(model: SemHiTok, teacher: Teacher, exam: Exam, scale: Scale) -> dict[str, Any]:
     """Accuracy of linear probes on means over the grid, and cosine to the frozen teacher.
 
     `codes` are the code vectors that a language model would read, `semantic` their semantic part,

@@ -35,7 +35,8 @@ from semhitok.train.recipe import Recipe
 from semhitok.train.run import TRAINERS, Trainers
 from semhitok.train.world import World
 
-Overlay = Callable[[Scale], dict[str, Any]]
+Values = dict[str, Any]
+Overlay = Callable[[Scale], Values]
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,18 @@ STAGED = {"semantic": "semantic", "pixel": "staged"}
 # -------------------------------------------------------------------------------------- overlays
 
 
-def model(semantic: dict[str, Any] | None = None, pixel: dict[str, Any] | None = None) -> Any:
+def model(semantic: dict[str, Any] | None = None, pixel: dict[str, Any] | None = None) -> Values:
     """Changes of the model alone."""
     return {"model": {"semantic": semantic or {}, "pixel": pixel or {}}}
 
 
 def no_pixels(overlay: Overlay) -> Overlay:
     """Of a row that is only a semantic branch: no pixel steps."""
-    return lambda scale: {**overlay(scale), "pixel": {"phases": scale.phases(0)}}
+
+    def shortened(scale: Scale) -> Values:
+        return {**overlay(scale), "pixel": {"phases": scale.phases(0)}}
+
+    return shortened
 
 
 def times(factor: float, size: str) -> Callable[[Scale], int]:
@@ -80,7 +85,7 @@ def codes(k: Callable[[Scale], int], m: Callable[[Scale], int]) -> Overlay:
     return lambda scale: model({"num_codes": k(scale)}, {"num_codes": m(scale)})
 
 
-def student(scale: Scale) -> dict[str, Any]:
+def student(scale: Scale) -> Values:
     """A transformer that reads the pixels instead of the teacher's trunk."""
     width = 2 * scale.width
     transformer = {"width": width, "depth": 2 * scale.encoder_depth, "heads": width // 32}
@@ -92,11 +97,12 @@ def depth(layers: list[int]) -> Overlay:
     return lambda scale: {"teacher": {"layers": layers}}
 
 
-def enhance(scale: Scale, **changes: Any) -> dict[str, Any]:
-    """Stage 3: a wider decoder that is trained for its looks."""
-    width = 2 * scale.width
+def enhance(scale: Scale, **changes: Any) -> Values:
+    """Stage 3: a larger decoder that is trained for its looks."""
+    # As wide at the grid as the one before: so it starts from that one's pictures.
+    width, depth = scale.width, scale.decoder_depth + 2
     decoder = {
-        "transformer": {"width": width, "depth": scale.decoder_depth, "heads": width // 32},
+        "transformer": {"width": width, "depth": depth, "heads": width // 32},
         "stage_widths": [2 * w for w in scale.stage_widths],
         "stage_depths": [2] * len(scale.stage_widths),
     }
@@ -312,7 +318,7 @@ ROWS: tuple[Row, ...] = (
         STAGED,
     ),
     Row("no-noise", "no noise on the ids", "noise", lambda s: enhance(s, noise=0.0), STAGED),
-    Row("noise", "a tenth of the pixel codes wrong", "noise", lambda s: enhance(s, noise=0.1), STAGED),
+    Row("noise", "a tenth of the ids wrong", "noise", lambda s: enhance(s, noise=0.1), STAGED),
     *_with_stage_1(
         "frozen", "4b. row 4, the trunk frozen from the start", "headline",
         lambda s: model({"trunk": "frozen"}),

@@ -7,7 +7,6 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -20,6 +19,7 @@ from semhitok.errors import FormatError
 from semhitok.evaluate.adapters import describe_device
 from semhitok.evaluate.report import package_versions
 from semhitok.files import check_writable, write_file
+from semhitok.hub import WEIGHTS
 from semhitok.model import SemHiTok
 from semhitok.study.measure import Exam, measure
 from semhitok.study.rows import Row, row_named
@@ -118,6 +118,10 @@ class Study:
         shutil.rmtree(self._run_folder(row, seed) / "checkpoints", ignore_errors=True)
         return result
 
+    def is_trained(self, row: Row, seed: int) -> bool:
+        """Whether its model is there for other rows to start from."""
+        return (self._run_folder(row, seed) / "model" / WEIGHTS).is_file()
+
     def recipe(self, row: Row, seed: int) -> Recipe:
         """Everything that decides the training of a row."""
         data = merge(merge(base_recipe(), self.scale.overlay()), row.overlay(self.scale))
@@ -151,9 +155,8 @@ class Study:
 
     def _train(self, row: Row, seed: int) -> SemHiTok:
         for other in dict.fromkeys(row.starts.values()):
-            before = row_named(other)
-            if not (self._run_folder(before, seed) / "model").is_dir():
-                self._train(before, seed)
+            if not self.is_trained(row_named(other), seed):
+                self._train(row_named(other), seed)
         log.info("row %s, seed %d: training", row.name, seed)
         recipe = self.recipe(row, seed)
         folder = self._run_folder(row, seed)
@@ -189,11 +192,10 @@ def base_recipe() -> dict[str, Any]:
     return read_recipe(str(resources.files("semhitok.study") / "base.yaml"))
 
 
-def results(folder: Path, rows: Sequence[Row]) -> list[Result]:
-    """All results of these rows that a folder holds, in the rows' order."""
-    return [
-        Result.read(path)
-        for row in rows
-        for path in sorted(folder.glob(f"{row.name}-*.json"))
-        if path.stem.removeprefix(f"{row.name}-").isdecimal()
-    ]
+def results_in(folder: Path) -> list[Result]:
+    """All results that a folder holds, in order of row and seed.
+
+    Raises:
+        FormatError: a file is not a result.
+    """
+    return [Result.read(path) for path in sorted(folder.glob("*-[0-9]*.json"))]

@@ -46,7 +46,7 @@ class SequenceDecoder(PixelDecoder):
     ) -> None:
         super().__init__(patch_size, in_dim, config)
         self.pixel_dim = pixel_dim
-        self.embed = nn.Identity()
+        del self.embed  # of both vectors as one
         self.embed_semantic = nn.Linear(in_dim - pixel_dim, config.transformer.width)
         self.embed_pixel = nn.Linear(pixel_dim, config.transformer.width)
 
@@ -102,7 +102,8 @@ def rotate_to(
     # (I - 2 r r^T + 2 q e^T) turns e to q.
     along_r = (latents * r).sum(dim=-1, keepdim=True)
     along_e = (latents * e).sum(dim=-1, keepdim=True)
-    return stretch.clamp(0.01, 100.0) * (latents - 2 * along_r * r + 2 * along_e * q)
+    turned: Tensor = stretch.clamp(0.01, 100.0) * (latents - 2 * along_r * r + 2 * along_e * q)
+    return turned
 
 
 class OwnCodebook(HierarchicalCodebook):
