@@ -128,18 +128,19 @@ class Teacher(nn.Module):
             for state in self._states(images, grid)
         ]
 
-    def reading(self, layers: Sequence[int], *, dilated: bool = False) -> Teacher:
+    def reading(self, layers: Sequence[int], *, output_stride: int = 32) -> Teacher:
         """A frozen teacher with these weights that reads other layers, none of them deeper.
 
-        A convolutional one goes back to its own stride, unless `dilated` keeps this one's: dilation
-        only serves the grid of `forward`.
+        Args:
+            output_stride: of a convolutional one; its own by default, since dilation only serves
+                the grid of `forward`.
 
         Raises:
             RangeError: a layer is deeper than what this teacher keeps.
         """
         architecture = self.config.architecture
-        if "output_stride" in architecture and not dilated:
-            architecture = with_output_stride(architecture, 32)
+        if "output_stride" in architecture:
+            architecture = with_output_stride(architecture, output_stride)
         plan = plan_reading(architecture, layers)
         if plan.deepest > self._plan.deepest or any(plan.normed) > any(self._plan.normed):
             raise RangeError(

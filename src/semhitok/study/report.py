@@ -46,8 +46,8 @@ COLUMNS = (
     Column("SSIM", "ssim", 3),
     Column("LPIPS", "lpips_squeeze", 3),
     Column("fd_judge", "fd_judge", 0),
-    Column("probe of codes, %", "semantics.codes", 1, 100),
-    Column("probe of told features, %", "semantics.told", 1, 100),
+    Column("probe of codes, %", "semantics.codes", 1, 100.0),
+    Column("probe of told features, %", "semantics.told", 1, 100.0),
     Column("cosine to teacher", "semantics.cosine", 3),
     Column("entropy, bits", "joint_entropy", 2),
 )

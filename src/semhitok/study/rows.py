@@ -176,7 +176,7 @@ def _grid_of_codes() -> list[Row]:
         overlay = codes(times(factor, "num_semantic"), times(1 / factor, "num_pixel"))
         rows += _with_stage_1(f"k-{label}", f"K {label}, same K * m", "codes", overlay)
     for label, factor in (("16th", 1 / 16), ("quarter", 0.25), ("4x", 4.0), ("16x", 16.0)):
-        overlay = codes(times(1, "num_semantic"), times(factor, "num_pixel"))
+        overlay = codes(times(1.0, "num_semantic"), times(factor, "num_pixel"))
         rows.append(Row(f"m-{label}", f"m {label}, same K", "codes", overlay, SEMANTIC))
     return rows
 

@@ -33,6 +33,8 @@ class Scale:
     """Held-out pictures that reconstruction is measured on."""
     probe: tuple[int, int]
     """Labelled pictures that the linear probe is fitted to, and measured on."""
+    buffer_rows: int = 65_536
+    """Latents that codebooks start from (k-means)."""
     resolution: int
     """Side in pixels of the measured pictures."""
 
@@ -58,9 +60,12 @@ class Scale:
                     "decoder": decoder,
                 },
             },
-            "semantic": {"phases": self.phases(self.semantic_steps)},
-            "pixel": {"phases": self.phases(self.pixel_steps)},
+            "semantic": self._stage(self.semantic_steps),
+            "pixel": self._stage(self.pixel_steps),
         }
+
+    def _stage(self, steps: int) -> dict[str, Any]:
+        return {"phases": self.phases(steps), "buffer_rows": self.buffer_rows}
 
     def phases(self, steps: int) -> list[dict[str, Any]]:
         """A stage of so many steps."""
@@ -73,9 +78,9 @@ SCALES = {
         # Shows that every row runs; its figures mean nothing.
         Scale(
             name="smoke",
-            num_semantic=16, num_pixel=8, width=32, encoder_depth=1, decoder_depth=1,
+            num_semantic=16, num_pixel=16, width=32, encoder_depth=1, decoder_depth=1,
             stage_widths=(8, 8), batch_size=8, semantic_steps=3, pixel_steps=3, enhance_steps=3,
-            photos=8, probe=(40, 20), resolution=64,
+            photos=8, probe=(40, 20), buffer_rows=512, resolution=64,
         ),
         # Two CPU cores: the published study.
         Scale(

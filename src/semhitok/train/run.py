@@ -260,8 +260,10 @@ def load_teacher(recipe: Recipe) -> Teacher:
     section = recipe.teacher
     if section.source is None:
         teacher = bundled_teacher()
-        own = section.layers == teacher.config.layers
-        return teacher if own else teacher.reading(section.layers, dilated=True)
+        stride = section.output_stride or teacher.config.stride
+        if (section.layers, stride) == (teacher.config.layers, teacher.config.stride):
+            return teacher
+        return teacher.reading(section.layers, output_stride=stride)
     return Teacher.from_pretrained(
         section.source,
         layers=section.layers,
