@@ -11,10 +11,15 @@ import typer
 from semhitok.cli.console import log_to_stderr, make_table, message, print_table
 
 
+SURVEY = "survey"
+
+
 def study(
     rows: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ROW]...", help="Rows or groups of rows; all by default."),
+        typer.Argument(
+            metavar="[ROW]...", help="Rows, groups of rows, or 'survey'; all by default."
+        ),
     ] = None,
     data: Annotated[
         list[str] | None,
@@ -54,7 +59,10 @@ def study(
     from semhitok.study.rows import find_rows
     from semhitok.study.scales import find_scale
 
-    chosen, size = find_rows(rows or ()), find_scale(scale)
+    names = [name for name in rows or () if name != SURVEY]
+    chosen = find_rows(names) if names or not rows else []
+    surveys = not rows or SURVEY in rows
+    size = find_scale(scale)
     if list_:
         print_table(
             make_table(("row", "group", "title"), [(r.name, r.group, r.title) for r in chosen])
@@ -91,4 +99,6 @@ def study(
             message(f"{len(left)} of {len(pairs)} trainings to run, about {hours:.1f} hours here")
         for row, seed in pairs:
             work.run(row, seed)
+        if surveys:
+            work.survey()
     print(write_report(out))

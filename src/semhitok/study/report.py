@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from semhitok.errors import DataError
 from semhitok.extras import require
 from semhitok.files import write_file
 from semhitok.study.rows import ROWS, Row, row_named
-from semhitok.study.runner import Result, results_in
+from semhitok.study.runner import SURVEY, Result, results_in
 from semhitok.study.scales import find_scale
+from semhitok.study.survey import from_json
+from semhitok.study.survey import table as survey_table
 from semhitok.train.recipe import merge
 
 BASE = "staged"
@@ -136,8 +139,11 @@ def _signed(column: Column, found: tuple[float, float] | None) -> str:
 # ---------------------------------------------------------------------------------------- pages
 
 
-def page(results: Sequence[Result]) -> str:
+def page(results: Sequence[Result], surveyed: dict[str, Any] | None = None) -> str:
     """All tables of a study, with their protocol; the findings are for a person to write.
+
+    Args:
+        surveyed: what `survey.to_json` gave.
 
     Raises:
         DataError: no results, or none of the row that all others are compared with.
@@ -153,6 +159,8 @@ def page(results: Sequence[Result]) -> str:
             continue
         rows = [row_named(_reference(group, found)), *rows]
         parts.append(f"## {GROUPS[group]}\n\n{table(rows, found)}")
+    if surveyed is not None:
+        parts.append(f"## Pixels of one semantic code\n\n{survey_table(from_json(surveyed))}")
     parts.append(f"## Protocol\n\n{_protocol(results)}")
     return "\n\n".join(parts) + "\n"
 
@@ -204,7 +212,9 @@ def write_report(folder: Path) -> Path:
         DataError: there are no results of the row that all others are compared with.
     """
     found = results_in(folder)
-    path, text = folder / "tables.md", page(found)
+    survey = folder / SURVEY
+    surveyed = json.loads(survey.read_text()) if survey.is_file() else None
+    path, text = folder / "tables.md", page(found, surveyed)
     write_file(path, lambda temporary: temporary.write_text(text))
     for name, plot in (("headline.png", plot_headline), ("codes.png", plot_codes)):
         write_file(folder / name, lambda temporary, plot=plot: plot(found, temporary))

@@ -19,17 +19,20 @@ from semhitok.errors import FormatError
 from semhitok.evaluate.adapters import describe_device
 from semhitok.evaluate.report import package_versions
 from semhitok.files import check_writable, write_file
-from semhitok.hub import WEIGHTS
-from semhitok.model import SemHiTok
+from semhitok.hub import WEIGHTS, bundled_teacher
+from semhitok.model import SemHiTok, Teacher
 from semhitok.study.measure import Exam, measure
 from semhitok.study.rows import Row, row_named
 from semhitok.study.scales import Scale
+from semhitok.study.survey import describe, survey, to_json
 from semhitok.train.recipe import Recipe, merge, parse_recipe, read_recipe
 from semhitok.train.run import Run, load_teacher
 
 log = logging.getLogger(__name__)
 
 CACHE_BYTES = 8 << 30
+SURVEY = "survey.json"
+SURVEY_PICTURES = 400
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,24 @@ class Study:
         write_file(self._path(row, seed), lambda temporary: temporary.write_text(text))
         shutil.rmtree(self._run_folder(row, seed) / "checkpoints", ignore_errors=True)
         return result
+
+    def survey(self) -> Path:
+        """How alike the pixels of one code are, unless that is known already: the file of it."""
+        path = self.folder / SURVEY
+        if not path.is_file():
+            teacher = bundled_teacher()
+            teachers = {"MobileNetV2": teacher, "untrained": Teacher.from_config(teacher.config)}
+            pictures = (
+                SURVEY_PICTURES if self.scale.photos >= SURVEY_PICTURES else self.scale.photos
+            )
+            found = []
+            for finding in survey(teachers, self.source, self.exam.photos, pictures=pictures):
+                log.info("survey: %s", finding)
+                found.append(finding)
+            protocol = describe(self.source, self.exam.photos, pictures)
+            text = json.dumps(to_json(found, protocol), indent=1) + "\n"
+            write_file(path, lambda temporary: temporary.write_text(text))
+        return path
 
     def is_trained(self, row: Row, seed: int) -> bool:
         """Whether its model is there for other rows to start from."""
