@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -123,3 +124,68 @@ def _tokenizer(make_tokenizer: Callable[..., SemHiTok]) -> SemHiTok:
 def tiny_tokenizer(_tokenizer: SemHiTok) -> SemHiTok:
     """A tokenizer with random weights: K = 16, m = 4, patch 8, 32 px. A copy: break it freely."""
     return copy.deepcopy(_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def contrastive(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folders of small random models with two towers (clip, siglip, siglip2) and a tokenizer."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = "<pad> <unk> a photo of the large small red blue green fish house sea . </s>".split()
+    vision = dict(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        patch_size=16,
+    )
+    text = dict(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        vocab_size=len(words),
+        max_position_embeddings=10,
+        bos_token_id=0,
+        eos_token_id=len(words) - 1,
+        pad_token_id=0,
+    )
+    sizes = {
+        "clip": {"image_size": 64},
+        "siglip": {"image_size": 64},
+        "siglip2": {"num_patches": 16},
+    }
+
+    def tokenizer() -> transformers.PreTrainedTokenizerFast:
+        vocabulary = {word: number for number, word in enumerate(words)}
+        inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+        inner.pre_tokenizer = pre_tokenizers.Whitespace()
+        inner.post_processor = processors.TemplateProcessing(
+            single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])]
+        )
+        return transformers.PreTrainedTokenizerFast(
+            tokenizer_object=inner,
+            pad_token="<pad>",
+            unk_token="<unk>",
+            eos_token="</s>",
+            model_input_names=["input_ids"],  # as the published tokenizers of SigLIP
+        )
+
+    @functools.cache
+    def folder(name: str) -> Path:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            config = transformers.AutoConfig.for_model(
+                name, text_config=text, vision_config={**vision, **sizes[name]}
+            )
+            model = transformers.AutoModel.from_config(config)
+            for tensor in model.state_dict().values():
+                if tensor.is_floating_point():
+                    tensor.add_(0.1 * torch.randn_like(tensor))
+        made = tmp_path_factory.mktemp(name)
+        model.save_pretrained(made)
+        tokenizer().save_pretrained(made)
+        return made
+
+    return folder

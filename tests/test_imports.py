@@ -147,10 +147,16 @@ def test_model_needs_only_torch_numpy_and_jaxtyping_at_import() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_only_the_trunk_knows_transformers() -> None:
+def test_only_the_trunk_and_the_text_tower_know_transformers() -> None:
     users = {i.file.name for i in ALL if i.module.split(".")[0] == "transformers"}
-    assert users <= {"trunk.py", "trunk_source.py"}
+    assert users <= {"trunk.py", "trunk_source.py", "text_tower.py"}
     assert all(i.function for i in ALL if i.module.split(".")[0] == "transformers")
+
+
+def test_the_text_tower_is_only_for_evaluation() -> None:
+    """A tokenizer runs without it."""
+    users = {one.owner for one in INTERNAL if one.module == "semhitok.model.text_tower"}
+    assert users <= {"evaluate", "cli"}
 
 
 def test_front_door_imports_nothing_but_the_import_machinery() -> None:

@@ -30,7 +30,7 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("loaded: []\n"), done.stdout + done.stderr
-    for command in ("info", "encode", "decode", "demo", "train", "evaluate"):
+    for command in ("info", "encode", "decode", "demo", "train", "evaluate", "study"):
         assert f"  {command} " in done.stdout
 
 
@@ -44,7 +44,9 @@ def test_help_is_fast() -> None:
     assert min(once() for _ in range(5)) < 0.5
 
 
-@pytest.mark.parametrize("command", ["info", "encode", "decode", "demo", "train", "evaluate"])
+@pytest.mark.parametrize(
+    "command", ["info", "encode", "decode", "demo", "train", "evaluate", "study"]
+)
 def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([command, "--help"]) == 0
     assert f"semhitok {command}" in capsys.readouterr().out

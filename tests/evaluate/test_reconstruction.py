@@ -12,7 +12,7 @@ from semhitok.evaluate.metrics import psnr
 from semhitok.evaluate.reconstruction import evaluate, evenly_spaced
 from semhitok.evaluate.report import Report
 from semhitok.images import to_pil, to_tensor
-from semhitok.model.lpips import ENVIRONMENT_VARIABLE
+from semhitok.model.lpips import ENVIRONMENT_VARIABLE, LPIPS, TRUNKS, lpips_hash
 
 
 class GreyTokenizer(Adapter):
@@ -219,6 +219,53 @@ def test_ms_ssim_of_pictures_that_are_large_enough(tok, photos):
 def test_a_folder_without_judge(tok, photos, tmp_path):
     with pytest.raises(NotFoundError, match="squeezenet1_1.safetensors"):
         evaluate(tok, photos, resolution=32, judge=tmp_path)
+
+
+@pytest.fixture
+def alex(tmp_path):
+    """A folder with LPIPS on an AlexNet of random weights."""
+    torch.manual_seed(0)
+    network, kind = LPIPS("alex"), TRUNKS["alex"]
+    heads = {f"lin{n}.model.1.weight": h.weight.abs() for n, h in enumerate(network.heads)}
+    save_file(network.trunk.state_dict(), tmp_path / kind.file)
+    save_file(heads, tmp_path / kind.heads_file)
+    return tmp_path
+
+
+def test_lpips_on_another_trunk(tok, photos, alex):
+    report = evaluate(tok, photos, resolution=32, lpips=alex)
+    originals = torch.stack([to_tensor(photos.read(n)) for n in range(4)])
+    back = tok.decode(tok.encode(originals)).mul(255).round().div(255)
+    expected = LPIPS.load(alex, "alex")(originals, back)
+    assert expected.min() > 0
+    assert report.pictures["lpips_alex"] == pytest.approx(expected.tolist(), abs=1e-5)
+    metrics = report.protocol["metrics"]
+    assert metrics["lpips_alex"].startswith("AlexNet (ImageNet-1k) and LPIPS heads 0.1; weights ")
+    assert lpips_hash(alex, "alex") in metrics["lpips_alex"]
+    assert "no judge" in metrics["lpips_squeeze"] and "lpips_vgg" not in metrics
+
+
+def test_pictures_too_small_for_a_trunk_are_named(tok, photos, alex):
+    source = ListSource(photos.read(0), Image.new("RGB", (30, 24)))
+    assert not evaluate(tok, source, resolution=None, crop="grid").figures["failed"]
+    failed = evaluate(tok, source, resolution=None, crop="grid", lpips=alex).figures["failed"]
+    assert "picture is 24x28 px; to be judged it needs 31" in failed["picture-1"]
+
+
+def test_a_folder_without_lpips(tok, photos, tmp_path):
+    with pytest.raises(NotFoundError, match="has no weights of LPIPS; give a folder with alexnet"):
+        evaluate(tok, photos, resolution=32, lpips=tmp_path)
+
+
+@pytest.mark.shared
+def test_the_judge_gives_its_own_lpips_once(tok, photos, shared):
+    judges = shared / "judges"
+    both = evaluate(tok, photos, resolution=32, judge=judges, lpips=judges)
+    alone = evaluate(tok, photos, resolution=32, lpips=judges)
+    assert len(both.pictures["lpips_squeeze"]) == 4
+    assert both.pictures["lpips_squeeze"] == alone.pictures["lpips_squeeze"]
+    texts = [report.protocol["metrics"]["lpips_squeeze"] for report in (both, alone)]
+    assert texts[0] == texts[1] and lpips_hash(judges) in texts[0]
 
 
 @pytest.mark.shared

@@ -1,10 +1,18 @@
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 from rich.console import Console
 
 from semhitok.errors import DataError, FormatError
-from semhitok.evaluate.report import Report, package_versions, paired_differences, protocol_table
+from semhitok.evaluate.report import (
+    Comparison,
+    Report,
+    package_versions,
+    paired_differences,
+    unique,
+)
 
 REPORT = Report(
     figures={
@@ -41,7 +49,7 @@ def test_table_shows_figures_and_protocol():
     console = Console(width=120, record=True, quiet=False, file=open("/dev/null", "w"))
     with console.file:
         console.print(REPORT.table())
-        console.print(protocol_table([REPORT]))
+        console.print(Comparison([REPORT]).protocol_table())
     text = console.export_text()
     assert "21.99 ± 0.12  (95%: 21.5 to 22.5)" in text
     assert "codes.semantic_usage" in text and "data.name" in text
@@ -62,3 +70,33 @@ def test_paired_differences_need_the_same_pictures():
     assert 1 <= differences["psnr_db"]["low"] < 2 < differences["psnr_db"]["high"] <= 3
     with pytest.raises(DataError, match="different pictures"):
         paired_differences(Report({}, {}, {"key": ["a"]}), base)
+
+
+def test_equal_names_get_numbers():
+    assert unique(["a", "b", "A", "a", "a-2"]) == ["a", "b", "A-2", "a-3", "a-2-2"]
+    comparison = Comparison([replace(REPORT, pictures={"key": []})] * 2)
+    assert comparison.labels == ["tiny", "tiny-2"]
+    assert [row for row in comparison.protocol() if "hash" in row[0]] == [
+        ("tiny.hash", "0a"),
+        ("tiny-2.hash", "0a"),
+    ]
+
+
+def test_what_is_drawn_is_no_part_of_the_json():
+    drawn = replace(REPORT, indices=[3, 5], code_counts=torch.ones(2, 2, dtype=torch.int64))
+    assert drawn == REPORT and drawn.to_json() == REPORT.to_json()
+
+
+def test_figures_of_all_groups_side_by_side():
+    more = replace(REPORT, figures={"rate": {"bits_per_picture": 12345.6}, "fd_judge": 3.0})
+    figures = Comparison([replace(REPORT, pictures={"key": []})] * 2).figures()
+    assert list(figures) == ["psnr_db", "codes.semantic_usage", "codes.frequent_children_share"]
+    names = ["fd_judge", "rate.bits_per_picture"]
+    comparison = Comparison([replace(r, pictures={"key": []}) for r in (REPORT, more)])
+    figures = comparison.figures()
+    assert [name for name in figures if name in names] == names
+    assert figures["fd_judge"] == [None, 3.0] and "failed" not in "".join(figures)
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))
+    with console.file:
+        console.print(comparison.table())
+    assert "12,346" in console.export_text()

@@ -6,12 +6,14 @@ from PIL import Image, ImageFont
 from semhitok.errors import DataError
 from semhitok.evaluate.sheets import (
     FONT_SIZE,
+    HEADING_SIZE,
     LINE_HEIGHT,
     MARGIN,
     MAX_CAPTION_LINES,
     _wrap,
     contact_sheet,
     token_map,
+    with_headings,
 )
 
 RED = Image.new("RGB", (10, 10), "red")
@@ -53,6 +55,18 @@ def test_captions_wrap_and_end_in_dots():
 def test_no_pictures():
     with pytest.raises(DataError, match="no pictures for a contact sheet"):
         contact_sheet([[], []])
+
+
+def test_headings_stand_above_their_sheets():
+    sheets = {"quality": RED, "worst": Image.new("RGB", (200, 30), "blue")}
+    pixels = np.asarray(with_headings(sheets))
+    strip = HEADING_SIZE + MARGIN
+    assert pixels.shape == (2 * strip + 10 + 30, 200, 3)
+    assert (pixels[strip : strip + 10, :10] == (255, 0, 0)).all()
+    assert (pixels[-30:] == (0, 0, 255)).all()
+    for top in (0, strip + 10):
+        heading = pixels[top : top + strip]
+        assert heading.min() < 64 and heading[[0, -1]].min() == 255  # ink, and none cut off
 
 
 def test_token_map_colours_are_stable_and_distinct():

@@ -168,3 +168,16 @@ def check_output_file(path: Path) -> None:
         raise StorageError(f"{folder} cannot be written; choose another --out")
     if path.exists() and not path.is_file():
         raise StorageError(f"{path} is not a regular file; choose another --out")
+
+
+def check_output_folder(path: Path) -> None:
+    """Say before the work that a folder cannot be made or filled after it; nothing is made.
+
+    Raises:
+        StorageError: it or a folder above it is a file, or cannot be written.
+    """
+    there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise StorageError(f"{there} is a file; give a folder as --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StorageError(f"{there} cannot be written; choose another --out")

@@ -10,7 +10,6 @@ import typer
 
 from semhitok.cli.console import log_to_stderr, make_table, message, print_table
 
-
 SURVEY = "survey"
 
 

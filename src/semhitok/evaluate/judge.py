@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from semhitok.data.sources import ImageSource
-from semhitok.model.lpips import LPIPS
+from semhitok.model.lpips import LPIPS, SqueezeNet
 
 JUDGE_SIDE = 224
 """Pixels to which both pictures are brought before the judge classifies them."""
@@ -41,6 +41,7 @@ class Judge(nn.Module):
         FormatError: a file is not what its name says.
         """
         super().__init__()
+        self.network = SqueezeNet.load(folder)
         self.lpips = LPIPS.load(folder)
 
     def compare(
@@ -55,12 +56,11 @@ class Judge(nn.Module):
         `judge_agreement`, 1 where the first guess is the same; and where `labels`, ImageNet-1k's,
         are given, `judge_top1` and `judge_top1_original`, 1 where the guess is right.
         """
-        network = self.lpips.network
         seen = [
             F.interpolate(x, (JUDGE_SIDE, JUDGE_SIDE), mode="bilinear", antialias=True)
             for x in (original, reconstruction)
         ]
-        (first, scores), (second, rescored) = (network.classify(x) for x in seen)
+        (first, scores), (second, rescored) = (self.network.classify(x) for x in seen)
         guesses = [scores.argmax(dim=1), rescored.argmax(dim=1)]
         figures = {
             "lpips_squeeze": self.lpips(original, reconstruction),

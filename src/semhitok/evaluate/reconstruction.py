@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,9 +33,9 @@ from semhitok.evaluate.metrics import (
 )
 from semhitok.evaluate.report import Report, package_versions
 from semhitok.images import ImagePolicy, to_tensor
-from semhitok.model.lpips import MIN_SIDE, find_judge, judge_hash
+from semhitok.model.lpips import LPIPS, TRUNKS, TrunkName, find_judge, find_lpips, lpips_hash
 
-SMALLEST_SIDE = max(SSIM_WINDOW, MIN_SIDE)
+SMALLEST_SIDE = max(SSIM_WINDOW, TRUNKS["squeeze"].min_side)
 """Pixels; a picture with a shorter side cannot be judged, and is named as failed."""
 
 
@@ -49,6 +49,7 @@ def evaluate(
     max_images: int | None = None,
     batch_size: int = 16,
     judge: str | Path | None = None,
+    lpips: str | Path | None = None,
     inception: str | Path | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
@@ -56,10 +57,11 @@ def evaluate(
     """Encode and decode pictures, and compare.
 
     Figures over pictures (mean, standard error, 95% interval): PSNR, SSIM, MS-SSIM where pictures
-    are large enough, and by the judge LPIPS, cosine and agreement of its first guess; over sets of
-    pictures: `fd_judge` (a Frechet distance, and no rFID) and, with Inception, `rfid`. Then the
-    rate, the use of codes where there are some, and each failed picture with its reason.
-    Reconstructions are rounded to 8 bits first, as a user would save them.
+    are large enough, LPIPS on the trunks in `lpips`, and by the judge LPIPS on its own, cosine and
+    agreement of its first guess; over sets of pictures: `fd_judge` (a Frechet distance, and no
+    rFID) and, with Inception, `rfid`. Then the rate, the use of codes where there are some, and
+    each failed picture with its reason. Reconstructions are rounded to 8 bits first, as a user
+    would save them.
 
     Args:
         resolution: short side in pixels; None keeps each picture's own.
@@ -70,13 +72,15 @@ def evaluate(
         batch_size: pictures at a time; fewer where sizes differ.
         judge: folder of the judge's weights; None asks $SEMHITOK_JUDGES. Without one its figures
             are left out, and the protocol says so.
+        lpips: folder of other trunks with their LPIPS heads; all that it holds are measured, as
+            `lpips_alex`, `lpips_vgg` and, where no judge gives it, `lpips_squeeze`.
         inception: file of FID-Inception's weights; None leaves rFID out.
         device: where the measuring networks compute.
         progress: called with (pictures done, pictures in all).
 
     Raises:
         DataError: no picture could be measured.
-        NotFoundError: the judge's folder lacks its files, or there are no weights of Inception.
+        NotFoundError: weights are missing, of the judge, of LPIPS or of Inception.
         RangeError: max_images or batch_size below 1, or a resolution that patches do not tile.
     """
     for name, value in (("max_images", max_images), ("batch_size", batch_size)):
@@ -87,12 +91,15 @@ def evaluate(
         torch.device(device),
         None if folder is None else Judge(folder).to(device),
         None if inception is None else Inception.load(Path(inception)).to(device),
+        {} if lpips is None else _load_lpips(lpips, folder is not None, device),
     )
     policy = ImagePolicy(size=resolution, crop=crop, multiple=multiple or adapter.multiple)
     indices = evenly_spaced(len(source), max_images)
     failed: dict[str, str] = {}
     meter = _Meter(adapter, instruments, imagenet_labels(source))
-    for images, batch in read_batches(source, indices, policy, batch_size, failed):
+    for images, batch in read_batches(
+        source, indices, policy, batch_size, failed, smallest=instruments.smallest_side
+    ):
         meter.update(images, batch)
         if progress is not None:
             progress(meter.count + len(failed), len(indices))
@@ -103,7 +110,7 @@ def evaluate(
         "data": _describe_data(source, len(indices)),
         "pixels": policy.describe(),
         "value_range": "[0, 1], reconstruction rounded to 8 bits",
-        "metrics": _describe_metrics(meter, folder, inception),
+        "metrics": _describe_metrics(meter, folder, lpips, inception),
         "model": {"name": adapter.name, **adapter.describe()},
         "measured_on": describe_device(torch.device(device)),
         "batch_size": batch_size,
@@ -113,7 +120,13 @@ def evaluate(
         "key": [source.key(index) for index in meter.indices],
         **meter.columns(),
     }
-    return Report({**meter.figures(), "failed": failed}, protocol, pictures)
+    return Report(
+        {**meter.figures(), "failed": failed},
+        protocol,
+        pictures,
+        indices=meter.indices,
+        code_counts=None if meter.counter is None else meter.counter.counts,
+    )
 
 
 def evenly_spaced(count: int, limit: int | None) -> list[int]:
@@ -130,6 +143,21 @@ class Instruments:
     device: torch.device
     judge: Judge | None
     inception: Inception | None
+    lpips: dict[TrunkName, LPIPS] = field(default_factory=dict)
+    """Beside the judge's own."""
+
+    @property
+    def smallest_side(self) -> int:
+        """Pixels that a picture's short side needs for all of them."""
+        return max([SMALLEST_SIDE, *(TRUNKS[name].min_side for name in self.lpips)])
+
+
+def _load_lpips(
+    folder: str | Path, judged: bool, device: torch.device | str
+) -> dict[TrunkName, LPIPS]:
+    """The measures in a folder, less the one that a judge brings along."""
+    names = [name for name in find_lpips(folder) if not (judged and name == "squeeze")]
+    return {name: LPIPS.load(folder, name).to(device) for name in names}
 
 
 class _Meter:
@@ -187,6 +215,8 @@ class _Meter:
             for name, values in opinion.figures.items():
                 self.values[name].append(values.cpu())
             self._keep("fd_judge", opinion.original, opinion.reconstruction)
+        for trunk, lpips in self.instruments.lpips.items():
+            self.values[f"lpips_{trunk}"].append(lpips(images, back).cpu())
         if inception is not None:
             self._keep("rfid", inception(images), inception(back))
 
@@ -245,13 +275,18 @@ def read_batches(
     policy: ImagePolicy,
     batch_size: int,
     failed: dict[str, str],
+    *,
+    smallest: int = SMALLEST_SIDE,
 ) -> Iterator[tuple[Float[Tensor, "b 3 height width"], list[int]]]:
-    """Neighbours of equal size together; pictures that cannot be read go to `failed`."""
+    """Neighbours of equal size together; pictures that cannot be read go to `failed`.
+
+    So do those with a side shorter than `smallest` pixels.
+    """
     batch: list[Tensor] = []
     places: list[int] = []
     for index in indices:
         try:
-            image = to_tensor(_prepared(source.read(index), policy))
+            image = to_tensor(_prepared(source.read(index), policy, smallest))
         except SemHiTokError as error:
             key = source.key(index)
             failed[key] = str(error).removeprefix(f"{key}: ")
@@ -265,11 +300,11 @@ def read_batches(
         yield torch.stack(batch), places
 
 
-def _prepared(picture: Image.Image, policy: ImagePolicy) -> Image.Image:
+def _prepared(picture: Image.Image, policy: ImagePolicy, smallest: int) -> Image.Image:
     image = policy.apply(picture)
-    if min(image.size) < SMALLEST_SIDE:
+    if min(image.size) < smallest:
         raise ImageError(
-            f"picture is {image.height}x{image.width} px; to be judged it needs {SMALLEST_SIDE} "
+            f"picture is {image.height}x{image.width} px; to be judged it needs {smallest} "
             "on both sides: give a resolution"
         )
     return image
@@ -285,13 +320,15 @@ def _describe_data(source: ImageSource, asked: int) -> dict[str, Any]:
 
 
 def _describe_metrics(
-    meter: _Meter, judge: Path | None, inception: str | Path | None
+    meter: _Meter,
+    judge: Path | None,
+    lpips: str | Path | None,
+    inception: str | Path | None,
 ) -> dict[str, str]:
     scales = meter.values.get("ms_ssim")
-    by_judge = (
-        "not measured: no judge"
-        if judge is None
-        else f"SqueezeNet 1.1 (ImageNet-1k) and LPIPS heads 0.1; weights {judge_hash(judge)}"
+    by_judge = "not measured: no judge" if judge is None else _describe_lpips(judge, "squeeze")
+    others = (
+        {} if lpips is None else {n: _describe_lpips(lpips, n) for n in meter.instruments.lpips}
     )
     rfid = "not measured: no Inception"
     if inception is not None:
@@ -304,8 +341,14 @@ def _describe_metrics(
         "ssim": f"Gaussian window of {SSIM_WINDOW} px, sigma 1.5",
         "ms_ssim": "five scales" if scales else f"not measured: sides below {MS_SSIM_SIDE} px",
         "lpips_squeeze": by_judge + ("" if judge is None else "; at the size above"),
+        **{f"lpips_{name}": f"{text}; at the size above" for name, text in others.items()},
         "judge": by_judge
         + ("" if judge is None else f"; both pictures resized to {JUDGE_SIDE} px, bilinear"),
         "rfid": rfid,
         "interval": f"95%, bootstrap over pictures, {BOOTSTRAP_SAMPLES} samples, seed 0",
     }
+
+
+def _describe_lpips(folder: str | Path, trunk: TrunkName) -> str:
+    weights = lpips_hash(folder, trunk)
+    return f"{TRUNKS[trunk].title} (ImageNet-1k) and LPIPS heads 0.1; weights {weights}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int64
@@ -15,6 +15,7 @@ from semhitok.errors import DataError
 
 FONT_SIZE = 15
 LINE_HEIGHT = 20
+HEADING_SIZE = 22
 MARGIN = 12
 MAX_CAPTION_LINES = 3
 
@@ -49,6 +50,21 @@ def contact_sheet(
         sheet.paste(strip, (0, top))
         top += strip.height
     return sheet
+
+
+def with_headings(sheets: Mapping[str, Image.Image]) -> Image.Image:
+    """Sheets below one another, each under the heading that is its key."""
+    font = ImageFont.load_default(HEADING_SIZE)
+    strip = HEADING_SIZE + MARGIN
+    width = max(sheet.width for sheet in sheets.values())
+    whole = Image.new("RGB", (width, sum(s.height + strip for s in sheets.values())), _PAPER)
+    draw, top = ImageDraw.Draw(whole), 0
+    for heading, sheet in sheets.items():
+        baseline = top + strip - MARGIN // 2
+        draw.text((MARGIN, baseline), _drawable(heading), fill=_INK, font=font, anchor="ls")
+        whole.paste(sheet, (0, top + strip))
+        top += strip + sheet.height
+    return whole
 
 
 def token_map(

@@ -1,6 +1,6 @@
 """Vision models of `transformers` as trunks: how each family is built, cut short, and loaded.
 
-The one place that knows the library's classes. It is imported when a trunk is built, never before.
+The place that knows the library's vision classes; imported when a trunk is built, never before.
 """
 
 from __future__ import annotations
@@ -225,35 +225,53 @@ def load_trunk(config: TeacherConfig) -> nn.Module:
     Raises:
         FormatError: weights are missing, unreadable, or of other shapes.
     """
-    from safetensors import SafetensorError
-
     plan = plan_reading(config.architecture, config.layers)
-    with quiet_library():
-        try:
-            trunk, report = model_class(plan.family).from_pretrained(
-                config.source,
-                config=depth_config(plan),
-                revision=config.revision or "main",
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-                **plan.family.build,
-            )
-        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise FormatError(
-                f"weights of teacher {config.source} cannot be loaded: {one_line(error)}"
-            ) from error
+    arguments = {"config": depth_config(plan), **plan.family.build}
+    trunk, missing = load_library_model(model_class(plan.family), config, **arguments)
     prune(trunk, plan)
-    missing = sorted(set(report["missing_keys"]) & set(trunk.state_dict()))
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    if missing:
-        raise FormatError(
-            f"teacher {config.source} lacks {len(missing)} of the weights that its layers need: "
-            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}; get a whole copy of it"
-        )
+    missing &= set(trunk.state_dict())
+    missing = {name for name in missing if not name.endswith("num_batches_tracked")}
+    refuse_missing(missing, config, "its layers need")
     fold_batch_norms(trunk)
     assert isinstance(trunk, nn.Module)
     return trunk
+
+
+def load_library_model(
+    library_class: Any, teacher: TeacherConfig, **arguments: Any
+) -> tuple[Any, set[str]]:
+    """A model in float32 with the weights of `teacher.source`, and the names of those it lacks.
+
+    Raises:
+        FormatError: weights are unreadable, or of other shapes.
+    """
+    from safetensors import SafetensorError
+
+    with quiet_library():
+        try:
+            model, report = library_class.from_pretrained(
+                teacher.source,
+                revision=teacher.revision or "main",
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                **arguments,
+            )
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            raise FormatError(
+                f"weights of teacher {teacher.source} cannot be loaded: {one_line(error)}"
+            ) from error
+    return model, set(report["missing_keys"])
+
+
+def refuse_missing(missing: set[str], config: TeacherConfig, purpose: str) -> None:
+    """Raise a FormatError that names the first of the missing weights, where there are some."""
+    if missing:
+        raise FormatError(
+            f"teacher {config.source} lacks {len(missing)} of the weights that {purpose}: "
+            f"{', '.join(sorted(missing)[:3])}{', ...' if len(missing) > 3 else ''}; "
+            "get a whole copy of it"
+        )
 
 
 def model_class(family: Family) -> Any:

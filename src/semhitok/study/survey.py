@@ -67,9 +67,9 @@ def survey(
     """
     for patch in patches:
         first, second = (_pictures(s, pictures, patch) for s in (fitted, held_out))
-        pixels = [patchify(images, patch).flatten(0, 2) for images in (first, second)]
+        fit, seen = (patchify(images, patch).flatten(0, 2) for images in (first, second))
         blocks = torch.arange(len(second)).repeat_interleave((SIDE // patch) ** 2) % BLOCKS
-        bounds = {k: within_share(_codes(*pixels, k), pixels[1], blocks) for k in codes}
+        bounds = {k: within_share(_codes(fit, seen, k), seen, blocks) for k in codes}
         for name, teacher in teachers.items():
             for layer in layers:
                 reader = teacher.reading([layer], output_stride=patch)
@@ -84,8 +84,8 @@ def survey(
                         layer,
                         patch,
                         k,
-                        within_share(found, pixels[1], blocks),
-                        within_share(found[order], pixels[1], blocks),
+                        within_share(found, seen, blocks),
+                        within_share(found[order], seen, blocks),
                         bounds[k],
                     )
 
