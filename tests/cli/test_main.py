@@ -30,7 +30,7 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("loaded: []\n"), done.stdout + done.stderr
-    for command in ("info", "encode", "decode", "demo", "train", "evaluate", "study"):
+    for command in ("info", "encode", "decode", "demo", "train", "evaluate", "study", "tokenize"):
         assert f"  {command} " in done.stdout
 
 
@@ -45,7 +45,7 @@ def test_help_is_fast() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["info", "encode", "decode", "demo", "train", "evaluate", "study"]
+    "command", ["info", "encode", "decode", "demo", "train", "evaluate", "study", "tokenize"]
 )
 def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([command, "--help"]) == 0

@@ -24,6 +24,7 @@ from semhitok.cli.encode import encode
 from semhitok.cli.evaluate import evaluate
 from semhitok.cli.info import info
 from semhitok.cli.study import study
+from semhitok.cli.tokenize import tokenize
 from semhitok.cli.train import train
 from semhitok.errors import SemHiTokError
 
@@ -36,7 +37,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-for _command in (info, encode, decode, demo, evaluate, train, study):
+for _command in (info, encode, decode, demo, evaluate, train, study, tokenize):
     app.command()(_command)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,22 +17,10 @@ from semhitok.cli.console import (
     parse_side,
     print_json,
     progress,
-    why,
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from semhitok.data.sources import ImageSource
-    from semhitok.data.tokens import TokenMetadata, TokenRecord
-    from semhitok.images import ImagePolicy
-    from semhitok.model import SemHiTok
-
-WAITING_BATCHES = 4
-"""Batches' worth of pictures of several sizes that wait until a batch of one size is full."""
-
-_TAKEN = {"key", "semantic", "pixel", "height", "width"}
-"""Columns of every token file; what a data set calls the same is stored as `source_...`."""
+    from semhitok.data.tokens import Failure, TokenMetadata, TokenRecord
 
 
 def encode(
@@ -70,11 +57,14 @@ def encode(
     named; the exit code is then 3.
     """
     check_output_file(out)
-    from semhitok.cli.models import load_model, pick_device
+    from semhitok.cli.models import load_model, pick_device, token_metadata
+    from semhitok.data.columns import Columns
     from semhitok.data.sources import open_source
     from semhitok.data.tokens import write_tokens
-    from semhitok.errors import DataError, StorageError
+    from semhitok.errors import DataError, ImageError, StorageError
     from semhitok.images import ImagePolicy
+    from semhitok.tokenize.reading import by_size, read_pictures
+    from semhitok.tokenize.reading import encode as encode_batch
 
     if any(Path(path).exists() and Path(path).resolve() == out.resolve() for path in paths):
         raise StorageError(f"{out} is one of the inputs; choose another --out")
@@ -83,69 +73,30 @@ def encode(
     tok = load_model(model, where, parts=("encode",))
     side = parse_side(size, "--size", tok.config.image_size)
     policy = ImagePolicy(size=side, crop=crop, multiple=tok.patch_size)
-    metadata = _metadata(model, policy)
+    metadata = token_metadata(model, policy)
+    columns = Columns.of(source)
+    readings = read_pictures(source, policy, columns, range(len(source)), workers=0)
     records: dict[int, TokenRecord] = {}
-    failed: dict[str, str] = {}
+    failures: dict[int, Failure] = {}
     with progress("encoding", len(source)) as advance:
-        for batch in _batches(source, policy, batch_size, failed, strict):
-            records.update(_encoded(tok, source, batch))
-            advance(len(records) + len(failed))
+        for batch in by_size(readings, batch_size, failures):
+            if strict and failures:
+                break
+            records |= encode_batch(tok, batch)
+            advance(len(records) + len(failures))
+    failed: dict[str, str] = {}
+    for _, failure in sorted(failures.items()):
+        failed[_unused(failure.key, failed)] = failure.reason
+    if strict and failed:
+        key, reason = next(iter(failed.items()))
+        raise ImageError(f"{key}: {reason}")
     if not records:
         key, reason = next(iter(failed.items()))
         raise DataError(f"not one of {len(source)} pictures can be read; {key}: {reason}")
-    write_tokens(out, [records[index] for index in sorted(records)], metadata)
+    ordered = [records[index] for index in sorted(records)]
+    write_tokens(out, ordered, metadata, columns=columns)
     _tell(out, records, failed, metadata, json_)
     name_failures(failed, len(source))
-
-
-def _metadata(model: str, policy: ImagePolicy) -> TokenMetadata:
-    from semhitok import __version__, hub
-    from semhitok.cli.models import file_hash
-    from semhitok.data.tokens import TokenMetadata
-
-    folder = hub.resolve(model)
-    config = hub.read_config(folder)
-    return TokenMetadata(
-        # A folder's path means nothing elsewhere; a Hub id does.
-        model=config.name if Path(model).is_dir() else model,
-        hash=file_hash(folder),
-        num_semantic=config.semantic.num_codes,
-        num_pixel=config.pixel.num_codes,
-        patch_size=config.patch_size,
-        policy=policy.describe(),
-        dtype="float32",
-        version=__version__,
-    )
-
-
-def _batches(
-    source: ImageSource,
-    policy: ImagePolicy,
-    batch_size: int,
-    failed: dict[str, str],
-    strict: bool,
-) -> Iterator[list[tuple[int, Tensor]]]:
-    """Indices and pictures of one size; what cannot be read goes to `failed`."""
-    from semhitok.errors import SemHiTokError
-    from semhitok.images import to_tensor
-
-    waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
-    for index in range(len(source)):
-        try:
-            image = to_tensor(policy.apply(source.read(index)))
-        except SemHiTokError as error:
-            if strict:
-                raise
-            key = source.key(index)
-            failed[_unused(key, failed)] = why(key, error)
-            continue
-        shape = tuple(image.shape)
-        waiting.setdefault(shape, []).append((index, image))
-        if len(waiting[shape]) == batch_size:
-            yield waiting.pop(shape)
-        elif sum(map(len, waiting.values())) > WAITING_BATCHES * batch_size:
-            yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
-    yield from waiting.values()
 
 
 def _unused(key: str, failed: dict[str, str]) -> str:
@@ -155,24 +106,6 @@ def _unused(key: str, failed: dict[str, str]) -> str:
         number += 1
         name = f"{key} ({number})"
     return name
-
-
-def _encoded(
-    tok: SemHiTok, source: ImageSource, batch: list[tuple[int, Tensor]]
-) -> dict[int, TokenRecord]:
-    import torch
-
-    from semhitok.data.tokens import TokenRecord
-
-    ids = tok.encode(torch.stack([image for _, image in batch])).cpu()
-    return {
-        index: TokenRecord(source.key(index), *tok.split(grid), _extra(source, index))
-        for (index, _), grid in zip(batch, ids, strict=True)
-    }
-
-
-def _extra(source: ImageSource, index: int) -> dict[str, Any]:
-    return {f"source_{k}" if k in _TAKEN else k: v for k, v in source.meta(index).items()}
 
 
 def _tell(

@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from semhitok import hub
+from semhitok import __version__, hub
+from semhitok.data.tokens import TokenMetadata
 from semhitok.errors import FormatError, NotFoundError, RangeError
 from semhitok.evaluate.adapters import Adapter, CodecAdapter, TokenizerAdapter, load_adapter
 from semhitok.evaluate.codecs import CODECS
+from semhitok.images import ImagePolicy
 from semhitok.model import SemHiTok
 from semhitok.model.config import ALL_PARTS, Part
 from semhitok.model.tokenizer import DecoderName, tensors_hash
@@ -110,3 +112,24 @@ def file_hash(folder: Path) -> str:
             "changed; get a whole copy of both"
         )
     return digest
+
+
+def token_metadata(model: str, policy: ImagePolicy) -> TokenMetadata:
+    """What a token file says of the model, by its name, and of how pictures were cut.
+
+    Raises:
+        NotFoundError, FormatError: there is no such model, or its files are damaged.
+    """
+    folder = hub.resolve(model)
+    config = hub.read_config(folder)
+    return TokenMetadata(
+        # A folder's path means nothing elsewhere; a Hub id does.
+        model=config.name if Path(model).is_dir() else model,
+        hash=file_hash(folder),
+        num_semantic=config.semantic.num_codes,
+        num_pixel=config.pixel.num_codes,
+        patch_size=config.patch_size,
+        policy=policy.describe(),
+        dtype="float32",
+        version=__version__,
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from semhitok.data.columns import TAKEN, Columns
 from semhitok.errors import (
     FormatError,
     IdError,
@@ -31,7 +33,7 @@ MAX_CODES = 65_536
 """Codes of one level that uint16 can name."""
 
 _PREFIX = "semhitok."
-_COLUMNS = ("key", "semantic", "pixel", "height", "width")
+_FAILURES = b"semhitok.failures"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,24 @@ class TokenRecord:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A picture without tokens, and why."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TokenSummary:
+    """What a token file says of itself, without its rows."""
+
+    metadata: TokenMetadata
+    rows: int
+    failures: tuple[Failure, ...]
+    """Pictures that should have been in it."""
+
+
 class TokenFile:
     """A token file that has been read and checked; a sequence of its records."""
 
@@ -82,7 +102,7 @@ class TokenFile:
         self._sizes = _sizes(table, path)
         self._semantic, self._starts = _codes(table, "semantic", metadata.num_semantic, self)
         self._pixel, _ = _codes(table, "pixel", metadata.num_pixel, self)
-        self._extra = table.drop_columns(list(_COLUMNS))
+        self._extra = table.drop_columns(list(TAKEN))
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -105,10 +125,21 @@ class TokenFile:
 # -------------------------------------------------------------------------------------- writing
 
 
-def write_tokens(path: str | Path, records: Iterable[TokenRecord], metadata: TokenMetadata) -> None:
+def write_tokens(
+    path: str | Path,
+    records: Iterable[TokenRecord],
+    metadata: TokenMetadata,
+    *,
+    columns: Columns | None = None,
+    failures: Sequence[Failure] = (),
+) -> None:
     """Write one token file, whole or not at all.
 
     The keys of the records' `extra` become columns; a record that lacks one has null there.
+
+    Args:
+        columns: kinds of the extra columns, where several files must agree; None finds them here.
+        failures: pictures that should have been in the file; kept in its metadata.
 
     Raises:
         ShapeError: the two grids of a record differ, or have no patch.
@@ -117,7 +148,7 @@ def write_tokens(path: str | Path, records: Iterable[TokenRecord], metadata: Tok
         StorageError: the file cannot be written; nothing is left behind.
     """
     path = Path(path)
-    table = _table(list(records), metadata)
+    table = _table(list(records), metadata, columns, failures)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(partial, "wb") as file:
@@ -134,7 +165,12 @@ def write_tokens(path: str | Path, records: Iterable[TokenRecord], metadata: Tok
             partial.unlink()  # after a rename there is nothing to remove
 
 
-def _table(records: list[TokenRecord], metadata: TokenMetadata) -> pa.Table:
+def _table(
+    records: list[TokenRecord],
+    metadata: TokenMetadata,
+    kinds: Columns | None,
+    failures: Sequence[Failure],
+) -> pa.Table:
     for record in records:
         _check_record(record, metadata)
     small = pa.uint8() if metadata.num_pixel <= 256 else pa.uint16()
@@ -144,9 +180,11 @@ def _table(records: list[TokenRecord], metadata: TokenMetadata) -> pa.Table:
         "pixel": _list_column([record.pixel for record in records], small),
         "height": pa.array([record.semantic.shape[0] for record in records], pa.uint16()),
         "width": pa.array([record.semantic.shape[1] for record in records], pa.uint16()),
-        **_extra_columns(records),
+        **(_extra_columns(records) if kinds is None else kinds.arrays([r.extra for r in records])),
     }
     texts = {f"{_PREFIX}{f.name}": str(getattr(metadata, f.name)) for f in fields(metadata)}
+    if failures:
+        texts[_FAILURES.decode()] = json.dumps([(f.key, f.reason) for f in failures])
     return pa.table(columns).replace_schema_metadata(texts)
 
 
@@ -173,7 +211,7 @@ def _list_column(grids: list[Tensor], kind: pa.DataType) -> pa.ListArray:
 
 def _extra_columns(records: list[TokenRecord]) -> dict[str, pa.Array]:
     names = list(dict.fromkeys(name for record in records for name in record.extra))
-    taken = set(names) & set(_COLUMNS)
+    taken = set(names) & set(TAKEN)
     if taken:
         raise FormatError(f"extra column {sorted(taken)[0]!r} is a column of ours; rename it")
     columns = {}
@@ -210,6 +248,28 @@ def read_tokens(path: str | Path) -> TokenFile:
     return TokenFile(path, metadata, table)
 
 
+def summarize_tokens(path: str | Path) -> TokenSummary:
+    """Read what a token file says of itself; its rows are not looked at.
+
+    Raises:
+        NotFoundError, FormatError: as `read_tokens`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise NotFoundError(f"{path}: no such token file; check the path")
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise FormatError(
+            f"{path}: not a whole token file ({reason(error)}); write it again"
+        ) from error
+    with file:
+        schema = file.schema_arrow
+        failures = json.loads((schema.metadata or {}).get(_FAILURES, b"[]"))
+        found = tuple(Failure(key, why) for key, why in failures)
+        return TokenSummary(_metadata(schema, path), file.metadata.num_rows, found)
+
+
 def _metadata(schema: pa.Schema, path: Path) -> TokenMetadata:
     texts = schema.metadata or {}
     names = [f.name for f in fields(TokenMetadata)]
@@ -235,7 +295,7 @@ def _metadata(schema: pa.Schema, path: Path) -> TokenMetadata:
 def _check_schema(schema: pa.Schema, metadata: TokenMetadata, path: Path) -> None:
     small = pa.uint8() if metadata.num_pixel <= 256 else pa.uint16()
     kinds = (pa.string(), pa.list_(pa.uint16()), pa.list_(small), pa.uint16(), pa.uint16())
-    for name, kind in zip(_COLUMNS, kinds, strict=True):
+    for name, kind in zip(TAKEN, kinds, strict=True):
         found = schema.field(name).type if name in schema.names else "missing"
         if found != kind:
             raise FormatError(f"{path}: column {name!r} is {found}; a token file has {kind}")
@@ -243,7 +303,7 @@ def _check_schema(schema: pa.Schema, metadata: TokenMetadata, path: Path) -> Non
 
 def _sizes(table: pa.Table, path: Path) -> np.ndarray:
     """(rows, 2) int64 heights and widths."""
-    for name in _COLUMNS:
+    for name in TAKEN:
         if table.column(name).null_count:
             row = table.column(name).is_null().to_pylist().index(True)
             raise FormatError(f"{path}: row {row} has no {name!r}")

@@ -1,0 +1,149 @@
+"""A data set into token shards: each shard whole or not there, the same whoever writes it.
+
+A shard is a pure function of the plan and the data. So nothing has to be remembered but which
+shards are there: a job that was killed anywhere goes on with those that are missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from semhitok.data.columns import Columns
+from semhitok.data.sources import ImageSource
+from semhitok.data.tokens import Failure, TokenRecord, summarize_tokens, write_tokens
+from semhitok.errors import FormatError
+from semhitok.files import write_file
+from semhitok.images import ImagePolicy
+from semhitok.model import SemHiTok
+from semhitok.tokenize.plan import FAILURES, MANIFEST, Plan
+from semhitok.tokenize.reading import Reading, by_size, encode, read_pictures
+
+Progress = Callable[[int, int], None]
+"""Called with pictures done and pictures failed, of this call."""
+
+
+@dataclass(frozen=True)
+class TokenizeJob:
+    """One plan, the data and the model that it is about, and the folder of its shards."""
+
+    plan: Plan
+    source: ImageSource
+    policy: ImagePolicy
+    model: SemHiTok
+    folder: Path
+    batch_size: int = 16
+    workers: int = 0
+    """Processes that read pictures."""
+
+    def pending(self) -> list[int]:
+        """Shards that are not there yet."""
+        there = {path.name for path in self.folder.glob("tokens-*.parquet")}
+        return [n for n in range(self.plan.num_shards) if self.plan.shard_name(n) not in there]
+
+    def run_rank(
+        self, rank: int = 0, world_size: int = 1, progress: Progress | None = None
+    ) -> None:
+        """Write every pending shard `n` with `n % world_size == rank`.
+
+        Raises:
+            StorageError: a shard cannot be written; those before it are whole.
+        """
+        mine = [n for n in self.pending() if n % world_size == rank]
+        indices = [index for shard in mine for index in self.plan.pictures_of(shard)]
+        columns = Columns(self.plan.columns)
+        readings = read_pictures(self.source, self.policy, columns, indices, self.workers)
+        done = failed = 0
+        for shard in mine:
+            for stale in self.folder.glob(f".{self.plan.shard_name(shard)}.*"):
+                stale.unlink()  # what a killed writer left
+            records: dict[int, TokenRecord] = {}
+            failures: dict[int, Failure] = {}
+            of_shard = _take(readings, len(self.plan.pictures_of(shard)))
+            for batch in by_size(of_shard, self.batch_size, failures):
+                records |= encode(self.model, batch)
+                if progress is not None:
+                    progress(done + len(records), failed + len(failures))
+            self._write(shard, records, failures)
+            done, failed = done + len(records), failed + len(failures)
+            if progress is not None:
+                progress(done, failed)
+
+    def finish(self) -> dict[str, Any]:
+        """Write `failures.jsonl` and `manifest.json` from the shards; the manifest.
+
+        Raises:
+            FormatError: shards are missing, or one is not of this plan.
+        """
+        missing = self.pending()
+        if missing:
+            raise FormatError(
+                f"{self.folder} lacks {len(missing)} of {self.plan.num_shards} shards; start the "
+                "job again to write them"
+            )
+        return write_manifest(self.plan, self.folder)
+
+    def _write(
+        self, shard: int, records: dict[int, TokenRecord], failures: dict[int, Failure]
+    ) -> None:
+        write_tokens(
+            self.folder / self.plan.shard_name(shard),
+            [records[index] for index in sorted(records)],
+            self.plan.tokens,
+            columns=Columns(self.plan.columns),
+            failures=[failures[index] for index in sorted(failures)],
+        )
+
+
+def write_manifest(plan: Plan, folder: Path) -> dict[str, Any]:
+    """`failures.jsonl` and `manifest.json` of a folder that has all its shards; the manifest.
+
+    Raises:
+        FormatError: a shard is damaged or of another model.
+    """
+    shards: list[dict[str, Any]] = []
+    failures: list[Failure] = []
+    for number in range(plan.num_shards):
+        path = folder / plan.shard_name(number)
+        found = summarize_tokens(path)
+        if found.metadata != plan.tokens:
+            raise FormatError(f"{path} is not of this job's model and options; delete it")
+        shards.append(
+            {
+                "name": path.name,
+                "rows": found.rows,
+                "failed": len(found.failures),
+                "bytes": path.stat().st_size,
+                "sha256": file_sha256(path),
+            }
+        )
+        failures += found.failures
+    manifest = {
+        "format": plan.format,
+        "source": plan.source,
+        "fingerprint": plan.fingerprint,
+        "pictures": sum(shard["rows"] for shard in shards),
+        "failed": len(failures),
+        "tokens": asdict(plan.tokens),
+        "shards": shards,
+    }
+    lines = "".join(json.dumps({"key": f.key, "reason": f.reason}) + "\n" for f in failures)
+    write_file(folder / FAILURES, lambda temporary: temporary.write_text(lines))
+    # Last: a folder with a manifest is whole.
+    text = json.dumps(manifest, indent=2) + "\n"
+    write_file(folder / MANIFEST, lambda temporary: temporary.write_text(text))
+    return manifest
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _take(readings: Iterator[Reading], count: int) -> Iterator[Reading]:
+    return (next(readings) for _ in range(count))

@@ -1,0 +1,117 @@
+"""Pictures read and cut by workers while the model encodes those before them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from semhitok.data.columns import Columns
+from semhitok.data.sources import ImageSource
+from semhitok.data.tokens import Failure, TokenRecord
+from semhitok.errors import SemHiTokError
+from semhitok.images import ImagePolicy, to_array, to_tensor
+from semhitok.model import SemHiTok
+
+CHUNK = 32
+"""Pictures that a worker reads at a time."""
+
+WAITING_BATCHES = 4
+"""Batches' worth of pictures of several sizes that wait until a batch of one size is full."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One picture as it came, or why it did not."""
+
+    index: int
+    key: str
+    pixels: UInt8[np.ndarray, "h w 3"] | None
+    reason: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """What its data set says of it."""
+
+
+class _Pictures(torch.utils.data.Dataset[list[Reading]]):
+    """Chunks of a source's pictures; what a worker process holds."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        policy: ImagePolicy,
+        columns: Columns,
+        chunks: Sequence[Sequence[int]],
+    ) -> None:
+        self.source, self.policy, self.columns, self.chunks = source, policy, columns, chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, number: int) -> list[Reading]:
+        return [self._read(index) for index in self.chunks[number]]
+
+    def _read(self, index: int) -> Reading:
+        key = self.source.key(index)
+        try:
+            pixels = to_array(self.policy.apply(self.source.read(index)))
+            return Reading(index, key, pixels, extra=self.columns.fit(self.source.meta(index)))
+        except SemHiTokError as error:
+            reason = " ".join(str(error).split()).removeprefix(f"{key}: ")
+            return Reading(index, key, None, reason)
+
+
+def read_pictures(
+    source: ImageSource,
+    policy: ImagePolicy,
+    columns: Columns,
+    indices: Sequence[int],
+    workers: int,
+) -> Iterator[Reading]:
+    """The pictures of `indices`, in that order; `workers` processes read ahead, 0 reads here."""
+    chunks = [indices[n : n + CHUNK] for n in range(0, len(indices), CHUNK)]
+    loader: Iterable[list[Reading]] = torch.utils.data.DataLoader(
+        _Pictures(source, policy, columns, chunks),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        prefetch_factor=4 if workers else None,
+    )
+    for chunk in loader:
+        yield from chunk
+
+
+def _as_it_is(chunk: list[Reading]) -> list[Reading]:
+    return chunk
+
+
+def by_size(
+    readings: Iterable[Reading], batch_size: int, failures: dict[int, Failure]
+) -> Iterator[list[Reading]]:
+    """Batches of one size; what could not be read goes to `failures`, by its index."""
+    waiting: dict[tuple[int, ...], list[Reading]] = {}
+    for reading in readings:
+        if reading.pixels is None:
+            failures[reading.index] = Failure(reading.key, reading.reason)
+            continue
+        size = reading.pixels.shape
+        waiting.setdefault(size, []).append(reading)
+        if len(waiting[size]) == batch_size:
+            yield waiting.pop(size)
+        elif sum(map(len, waiting.values())) > WAITING_BATCHES * batch_size:
+            yield waiting.pop(max(waiting, key=lambda size: len(waiting[size])))
+    yield from waiting.values()
+
+
+@torch.inference_mode()
+def encode(model: SemHiTok, batch: Sequence[Reading]) -> dict[int, TokenRecord]:
+    """Records of a batch of one size, by their pictures' indices."""
+    images = torch.stack([to_tensor(r.pixels) for r in batch if r.pixels is not None])
+    ids = model.encode(images).cpu()
+    return {
+        reading.index: TokenRecord(reading.key, *model.split(grid), reading.extra)
+        for reading, grid in zip(batch, ids, strict=True)
+    }

@@ -1,0 +1,108 @@
+"""What the command adds to `TokenizeJob`: wiring, refusals before any work, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from semhitok import cli
+from semhitok.data.tokens import read_tokens
+
+
+def call(photos: Path, out: Path, model: Path, *more: str) -> list[str]:
+    return [
+        "tokenize", str(photos), "--out", str(out), "--model", str(model), "--crop", "grid",
+        "--shard-size", "2", "--workers", "0", *more,
+    ]  # fmt: skip
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if not p.name.startswith(".")}
+
+
+def test_a_folder_becomes_shards_and_they_verify(
+    photos: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tokens"
+    assert cli.main(call(photos, out, model)) == 0
+    assert "5 pictures in 3 shards" in capsys.readouterr().out
+    keys = [record.key for p in sorted(out.glob("tokens-*.parquet")) for record in read_tokens(p)]
+    assert keys == [f"{n}.png" for n in range(5)]
+    again = [str(photos), "--model", str(model), "--crop", "grid"]
+    assert cli.main(["tokenize", *again, "--verify", str(out)]) == 0
+    assert "ids of 5 came out again" in capsys.readouterr().out
+    assert cli.main(["tokenize", "--verify", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["wrong"] == []
+
+
+def test_a_broken_picture_is_named_and_the_code_says_so(
+    photos: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "2.png").write_bytes(b"no picture")
+    assert cli.main(call(photos, tmp_path / "tokens", model, "--json")) == 3
+    out, err = capsys.readouterr()
+    assert json.loads(out)["failed"] == 1 and '"key": "2.png"' in err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["x"], "give one of --out, to write shards, and --verify"),
+        (["--out", "here"], "no DATA is given"),
+        (["nowhere", "--out", "here"], "nowhere: no such file or folder"),
+    ],
+)
+def test_refusals_are_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["tokenize", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and message in err and err.count("\n") == 1
+    assert not (tmp_path / "here").exists()
+
+
+def test_a_folder_of_another_model_is_refused(
+    photos: Path, model: Path, other_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(call(photos, tmp_path / "tokens", model)) == 0
+    capsys.readouterr()
+    assert cli.main(call(photos, tmp_path / "tokens", other_model)) == 2
+    assert "another job, with another model, hash" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(
+    photos: Path, model: Path, tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert cli.main(call(photos, whole, model)) == 0
+    command = [sys.executable, "-m", "semhitok", *call(photos, killed, model)]
+    for attempt in range(8):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        time.sleep(1.5 + 0.4 * attempt)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, capture_output=True)
+    assert shards(killed) == shards(whole)
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_shards_of_one(photos: Path, model: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert cli.main(call(photos, one, model)) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, "--nproc-per-node", "2", "-m", "semhitok", *call(photos, two, model)]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ})
+    assert shards(two) == shards(one)
