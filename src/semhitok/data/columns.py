@@ -86,9 +86,9 @@ def _kind(values: Sequence[Any]) -> str:
     if all(value is None for value in values):
         return JSON  # nothing is known of it but its name
     try:
-        name = str(pa.infer_type(values))
+        name = str(pa.array(values).type)
         _type(name)
-    except (pa.ArrowException, ValueError, TypeError):
+    except (pa.ArrowException, OverflowError, ValueError, TypeError):
         return JSON
     return name
 

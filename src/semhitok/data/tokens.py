@@ -95,17 +95,23 @@ class TokenSummary:
 class TokenFile:
     """A token file that has been read and checked; a sequence of its records."""
 
+    keys: list[str]
+    sizes: Int64[np.ndarray, "n 2"]
+    """Height and width of each grid, in patches."""
+    starts: Int64[np.ndarray, "n_and_one"]
+    """Where each picture's codes begin in those of the whole file."""
+
     def __init__(self, path: Path, metadata: TokenMetadata, table: pa.Table) -> None:
         self.path = path
         self.metadata = metadata
-        self._keys = table.column("key").to_pylist()
-        self._sizes = _sizes(table, path)
-        self._semantic, self._starts = _codes(table, "semantic", metadata.num_semantic, self)
+        self.keys = table.column("key").to_pylist()
+        self.sizes = _sizes(table, path)
+        self._semantic, self.starts = _codes(table, "semantic", metadata.num_semantic, self)
         self._pixel, _ = _codes(table, "pixel", metadata.num_pixel, self)
         self._extra = table.drop_columns(list(TAKEN))
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self.keys)
 
     def __iter__(self) -> Iterator[TokenRecord]:
         return (self.record(index) for index in range(len(self)))
@@ -113,13 +119,31 @@ class TokenFile:
     def record(self, index: int) -> TokenRecord:
         """The record of row `index`."""
         index = range(len(self))[index]
-        part = slice(int(self._starts[index]), int(self._starts[index + 1]))
+        part = slice(int(self.starts[index]), int(self.starts[index + 1]))
         semantic, pixel = (
-            torch.from_numpy(codes[part].astype(np.int64)).reshape(tuple(self._sizes[index]))
+            torch.from_numpy(codes[part].astype(np.int64)).reshape(tuple(self.sizes[index]))
             for codes in (self._semantic, self._pixel)
         )
         row = self._extra.slice(index, 1).to_pylist()
-        return TokenRecord(self._keys[index], semantic, pixel, row[0] if row else {})
+        return TokenRecord(self.keys[index], semantic, pixel, row[0] if row else {})
+
+    def flat_ids(self) -> Int64[np.ndarray, "patches"]:
+        """The ids of all pictures, one behind the other."""
+        ids: np.ndarray = self._semantic.astype(np.int64) * self.metadata.num_pixel
+        ids += self._pixel
+        return ids
+
+    def column(self, name: str) -> list[Any]:
+        """An extra column, a value a picture.
+
+        Raises:
+            FormatError: there is none of that name.
+        """
+        if name not in self._extra.column_names:
+            have = ", ".join(self._extra.column_names) or "none"
+            raise FormatError(f"{self.path} has no column {name!r}; it has: {have}")
+        values: list[Any] = self._extra.column(name).to_pylist()
+        return values
 
 
 # -------------------------------------------------------------------------------------- writing
@@ -317,12 +341,12 @@ def _codes(
     """All rows' codes of one level in one array, and where each row starts in it."""
     column = table.column(name).combine_chunks()
     lengths = np.asarray(column.value_lengths()).astype(np.int64)
-    wrong = np.flatnonzero(lengths != file._sizes.prod(axis=1))
+    wrong = np.flatnonzero(lengths != file.sizes.prod(axis=1))
     if wrong.size:
         row = int(wrong[0])
-        height, width = file._sizes[row]
+        height, width = file.sizes[row]
         raise FormatError(
-            f"{file.path}: row {row} ({file._keys[row]}) has {lengths[row]} {name} codes for a "
+            f"{file.path}: row {row} ({file.keys[row]}) has {lengths[row]} {name} codes for a "
             f"grid of {height}x{width}"
         )
     starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -334,7 +358,7 @@ def _codes(
     if outside.size:
         row = int(np.searchsorted(starts, outside[0], side="right")) - 1
         raise FormatError(
-            f"{file.path}: row {row} ({file._keys[row]}) has {name} code {codes[outside[0]]}; "
+            f"{file.path}: row {row} ({file.keys[row]}) has {name} code {codes[outside[0]]}; "
             f"{file.metadata.model} has 0 to {count - 1}"
         )
     return codes, starts
