@@ -49,7 +49,7 @@ def test_tables_are_made_anew_from_what_is_there(
         (["stagd"], "no row or group 'stagd'; did you mean 'staged'"),
         (["--scale", "huge"], "no scale 'huge'; allowed: medium, small, smoke"),
         (["--data", "x.parquet"], "--data is given without --photos and --probe"),
-        ([], "no result of row 'staged'"),
+        ([], "no results here; run some rows first"),
     ],
 )
 def test_refusals_are_one_line(

@@ -52,9 +52,12 @@ def test_the_page_tells_rows_spread_and_protocol() -> None:
     assert text.index("## Headline rows") < text.index("## K and m") < text.index("## Protocol")
 
 
-def test_without_the_row_that_all_are_compared_with_there_is_no_page() -> None:
-    with pytest.raises(DataError, match="no result of row 'staged', which all are compared with"):
-        page(three("flat", (1.0, 2.0, 3.0)))
+def test_without_results_there_is_no_page_and_without_row_4_no_differences() -> None:
+    with pytest.raises(DataError, match="no results here; run some rows first"):
+        page([])
+    text = page([*three("flat", (1.0, 2.0, 3.0)), result("m-4x", 0, 21.5)])
+    assert "| 2.00 ± 1.00 |" in text and "row less row 4" not in text
+    assert "| m 4x, same K | 1 |" in text
 
 
 def test_report_files(tmp_path: Path) -> None:

@@ -94,8 +94,11 @@ def study(
         ]
         left = pending(work, pairs)
         if left:
-            hours = estimate(work, left) / 3600
-            message(f"{len(left)} of {len(pairs)} trainings to run, about {hours:.1f} hours here")
+            minutes = estimate(work, left) / 60
+            message(
+                f"{len(pairs)} results asked for; {len(left)} trainings to run, those that others "
+                f"start from included: about {minutes:.0f} minutes here"
+            )
         for row, seed in pairs:
             work.run(row, seed)
         if surveys:

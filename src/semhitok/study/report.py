@@ -146,19 +146,20 @@ def page(results: Sequence[Result], surveyed: dict[str, Any] | None = None) -> s
         surveyed: what `survey.to_json` gave.
 
     Raises:
-        DataError: no results, or none of the row that all others are compared with.
+        DataError: no results.
     """
     found = by_row(results)
-    if BASE not in found:
-        raise DataError(f"no result of row {BASE!r}, which all are compared with; run it first")
+    if not found:
+        raise DataError("no results here; run some rows first: semhitok study --data ...")
     parts = [f"## Headline rows\n\n{table(_of('headline'), found)}"]
-    parts.append(differences(_of("headline"), found))
+    if BASE in found:
+        parts.append(differences(_of("headline"), found))
     for group in dict.fromkeys(row.group for row in ROWS):
         rows = [row for row in _of(group) if row.name in found]
         if group in ("headline", "parts") or not rows:
             continue
-        rows = [row_named(_reference(group, found)), *rows]
-        parts.append(f"## {GROUPS[group]}\n\n{table(rows, found)}")
+        reference = row_named("enhanced" if group in ("critic", "noise") else BASE)
+        parts.append(f"## {GROUPS[group]}\n\n{table([reference, *rows], found)}")
     if surveyed is not None:
         parts.append(f"## Pixels of one semantic code\n\n{survey_table(from_json(surveyed))}")
     parts.append(f"## Protocol\n\n{_protocol(results)}")
@@ -178,12 +179,6 @@ GROUPS = {
 
 def _of(group: str) -> list[Row]:
     return [row for row in ROWS if row.group == group]
-
-
-def _reference(group: str, found: dict[str, list[Result]]) -> str:
-    """What a group's rows are to be read against."""
-    wanted = "enhanced" if group in ("critic", "noise") else BASE
-    return wanted if wanted in found else BASE
 
 
 def _protocol(results: Sequence[Result]) -> str:
@@ -209,7 +204,7 @@ def write_report(folder: Path) -> Path:
     """`tables.md`, `headline.png` and `codes.png` from the results in a folder; the first's path.
 
     Raises:
-        DataError: there are no results of the row that all others are compared with.
+        DataError: there are no results.
     """
     found = results_in(folder)
     survey = folder / SURVEY
