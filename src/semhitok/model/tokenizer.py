@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -23,6 +23,7 @@ from semhitok.model.config import ALL_PARTS, Part, PixelConfig, SemanticConfig, 
 from semhitok.model.pixel import PixelDecoder, PixelEncoder, join_vectors
 from semhitok.model.semantic import SemanticBranch
 from semhitok.model.teacher import Teacher
+from semhitok.model.tiles import TILING, Tiling, in_tiles
 
 if TYPE_CHECKING:
     from semhitok.images import Picture
@@ -180,45 +181,52 @@ class SemHiTok(nn.Module):
         return Reconstruction(decoder(vectors), semantic, latents, pixel)
 
     @torch.inference_mode()
-    def encode(self, images: Float[Tensor, "b 3 height width"]) -> Int64[Tensor, "b h w"]:
+    def encode(
+        self, images: Float[Tensor, "b 3 height width"], *, tiling: Tiling = TILING
+    ) -> Int64[Tensor, "b h w"]:
         """One id a patch, in [0, vocab_size).
 
         Args:
             images: RGB float32 in [0, 1]; sides are multiples of the patch size.
+            tiling: how pictures with a side beyond `tiling.whole` are cut into tiles.
 
         Raises:
             ShapeError: not (b, 3, height, width), or a side is no multiple of the patch size.
-            RangeError: not float32, or values outside [0, 1], or not finite.
+            RangeError: not float32, or values outside [0, 1], or not finite; or a tiling that
+                keeps nothing.
         """
-        encoder = self._need("encode").encoder
-        assert encoder is not None
+        self._need("encode")
         _check_images(images)
         grid = self.grid(*images.shape[-2:])
-        images = images.to(self.device)
-        with torch.autocast(self.device.type, enabled=False):
-            semantic = self.semantic.encode(images, grid)
-            pixel = self.pixel.codebook.search(encoder(images), semantic)
-        return self.join(semantic, pixel)
+
+        def ids_of(tile: Tensor) -> Tensor:
+            with torch.autocast(self.device.type, enabled=False):
+                return self._encode_whole(tile.to(self.device))
+
+        return in_tiles(ids_of, images, grid, self.patch_size, tiling)
 
     @torch.inference_mode()
     def decode(
-        self, ids: Int64[Tensor, "b h w"], *, decoder: DecoderName | None = None
+        self,
+        ids: Int64[Tensor, "b h w"],
+        *,
+        decoder: DecoderName | None = None,
+        tiling: Tiling = TILING,
     ) -> Float[Tensor, "b 3 height width"]:
         """Pictures in [0, 1] from ids.
 
         Args:
             ids: grids of ids; any height and width.
             decoder: "pixel" (stage 2), "enhance" (stage 3), or None for the best that there is.
+            tiling: how grids with a side beyond `tiling.whole` are cut into tiles.
 
         Raises:
             IdError: an id outside the vocabulary, or ids that are not integers.
             ShapeError: ids are not (b, h, w).
             NotFoundError: the model has no such decoder.
+            RangeError: a tiling that keeps nothing.
         """
-        chosen = self._decoder(decoder)
-        with torch.autocast(self.device.type, enabled=False):
-            out: Tensor = chosen(self.decoder_input(ids)).clamp(0, 1)
-        return out
+        return self._paint(ids, decoder, tiling, self.decoder_input)
 
     def decoder_input(self, ids: Int64[Tensor, "b h w"]) -> Float[Tensor, "b h w d"]:
         """Joined code vectors at the scale that the decoders read."""
@@ -255,24 +263,35 @@ class SemHiTok(nn.Module):
         return torch.cat(self._vectors(*self.split(ids)), dim=-1)
 
     @torch.inference_mode()
-    def semantic_features(self, ids: Int64[Tensor, "b h w"]) -> Float[Tensor, "b h w d"]:
+    def semantic_features(
+        self, ids: Int64[Tensor, "b h w"], *, tiling: Tiling = TILING
+    ) -> Float[Tensor, "b h w d"]:
         """The teacher's features, in its own units, as the semantic codes tell them."""
         self._need("features")
-        with torch.autocast(self.device.type, enabled=False):
-            return self.semantic.features(self.split(ids)[0].to(self.device))
+        grid = self._grid_of(ids)
+
+        def told(tile: Tensor) -> Tensor:
+            with torch.autocast(self.device.type, enabled=False):
+                return self._tell_whole(tile.to(self.device)).movedim(-1, 1)
+
+        return in_tiles(told, ids, grid, self.patch_size, tiling).movedim(1, -1)
 
     @torch.inference_mode()
     def decode_semantics(
-        self, ids: Int64[Tensor, "b h w"], *, decoder: DecoderName | None = None
+        self,
+        ids: Int64[Tensor, "b h w"],
+        *,
+        decoder: DecoderName | None = None,
+        tiling: Tiling = TILING,
     ) -> Float[Tensor, "b 3 height width"]:
         """What the semantic codes alone paint: with each code's typical pixel vector."""
-        chosen = self._decoder(decoder)
-        semantic, pixel = self.split(ids)
-        vectors, _ = self._vectors(semantic, pixel)
-        typical = self.pixel.codebook.typical[semantic.to(self.device)]
-        with torch.autocast(self.device.type, enabled=False):
-            out: Tensor = chosen(join_vectors(vectors, typical)).clamp(0, 1)
-        return out
+
+        def typical(tile: Tensor) -> Tensor:
+            semantic, pixel = self.split(tile)
+            vectors, _ = self._vectors(semantic, pixel)
+            return join_vectors(vectors, self.pixel.codebook.typical[semantic.to(self.device)])
+
+        return self._paint(ids, decoder, tiling, typical)
 
     # -- identity ------------------------------------------------------------------------------
 
@@ -327,11 +346,46 @@ class SemHiTok(nn.Module):
 
     # -- inside --------------------------------------------------------------------------------
 
+    # What the network makes of pictures and ids of one tile: a variant overrides these, and leaves
+    # checks and tiles to the methods above.
+
+    def _encode_whole(self, images: Tensor) -> Tensor:
+        encoder = self.pixel.encoder
+        assert encoder is not None
+        semantic = self.semantic.encode(images, self.grid(*images.shape[-2:]))
+        return self.join(semantic, self.pixel.codebook.search(encoder(images), semantic))
+
+    def _tell_whole(self, ids: Tensor) -> Tensor:
+        return self.semantic.features(self.split(ids)[0])
+
+    def _paint(
+        self,
+        ids: Tensor,
+        decoder: DecoderName | None,
+        tiling: Tiling,
+        vectors_of: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Pictures in [0, 1] of what `vectors_of` makes of a tile's ids."""
+        chosen = self._decoder(decoder)
+        grid = self._grid_of(ids)
+
+        def pictures_of(tile: Tensor) -> Tensor:
+            with torch.autocast(self.device.type, enabled=False):
+                out: Tensor = chosen(vectors_of(tile)).clamp(0, 1)
+            return out
+
+        return in_tiles(pictures_of, ids, grid, self.patch_size, tiling)
+
+    def _grid_of(self, ids: Tensor) -> tuple[int, int]:
+        """Patches of ids, once all are checked: an error names the place in no tile but here."""
+        _check_indices(ids, self.vocab_size, "id", self.config.name)
+        _check_grids(ids)
+        return ids.shape[1], ids.shape[2]
+
     def _vectors(
         self, semantic: Int64[Tensor, "b h w"], pixel: Int64[Tensor, "b h w"]
     ) -> tuple[Tensor, Tensor]:
-        if semantic.ndim != 3:
-            raise ShapeError(f"ids have shape {tuple(semantic.shape)}; (b, h, w) is needed")
+        _check_grids(semantic)
         semantic, pixel = semantic.to(self.device), pixel.to(self.device)
         return self.semantic.codebook.lookup(semantic), self.pixel.codebook.lookup(semantic, pixel)
 
@@ -371,6 +425,11 @@ def _check_images(images: Tensor) -> None:
             f"images range from {low:g} to {high:g}; [0, 1] is needed: divide 8-bit values by "
             "255, or use preprocess()"
         )
+
+
+def _check_grids(ids: Tensor) -> None:
+    if ids.ndim != 3:
+        raise ShapeError(f"ids have shape {tuple(ids.shape)}; (b, h, w) is needed")
 
 
 def _check_indices(indices: Tensor, size: int, what: str, model: str) -> None:

@@ -268,12 +268,10 @@ class JointSemHiTok(SemHiTok):
             images
         )
 
-    @torch.inference_mode()
-    def encode(self, images: Tensor) -> Tensor:
-        return self.quantizer.search(*self.latents(images.to(self.device)))
+    def _encode_whole(self, images: Tensor) -> Tensor:
+        return self.quantizer.search(*self.latents(images))
 
-    @torch.inference_mode()
-    def semantic_features(self, ids: Tensor) -> Tensor:
+    def _tell_whole(self, ids: Tensor) -> Tensor:
         decoder = self.semantic.decoder
         assert decoder is not None
         return decoder.restore(decoder(self.quantizer.lookup(ids)[0]))

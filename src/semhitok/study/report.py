@@ -220,21 +220,15 @@ def write_report(folder: Path) -> Path:
 
 
 def plot_headline(results: Sequence[Result], path: Path) -> None:
-    """Fidelity against meaning: a point a seed, a name a row."""
+    """Fidelity against meaning: a point a seed, a mark a row."""
     found = by_row(results)
     axes, save = _axes("PSNR, dB", "linear probe of the code vectors, %")
     for number, row in enumerate(r for r in _of("headline") if r.name in found):
         xs = [PSNR.value(result) for result in found[row.name]]
         ys = [PROBE.value(result) for result in found[row.name]]
-        (line,) = axes.plot(xs, ys, "os^Dv<>ph*X"[number % 11], alpha=0.8, label=row.title)
-        number_text = row.title.split(".")[0]
-        axes.annotate(
-            number_text,
-            (sum(xs) / len(xs), sum(ys) / len(ys)),
-            xytext=(6, 5),
-            textcoords="offset points",
-            color=line.get_color(),
-        )
+        # Filled and hollow in turn: rows that fall on one another can still be told apart.
+        mark, fill = "os^Dv<>ph*X"[number % 11], ("full", "none")[number % 2]
+        axes.plot(xs, ys, mark, fillstyle=fill, markersize=9, alpha=0.8, label=row.title)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     save(path)
 

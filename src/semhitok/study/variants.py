@@ -186,10 +186,8 @@ class UnionSemHiTok(SemHiTok):
         vectors = join_vectors(self.semantic.codebook.lookup(parents), pixel.quantized)
         return Reconstruction(decoder(vectors), parents, latents, pixel)
 
-    @torch.inference_mode()
-    def encode(self, images: Float[Tensor, "b 3 height width"]) -> Int64[Tensor, "b h w"]:
+    def _encode_whole(self, images: Float[Tensor, "b 3 height width"]) -> Int64[Tensor, "b h w"]:
         assert self.pixel.encoder is not None
-        images = images.to(self.device)
         keys = self.semantic.latents(images, self.grid(*images.shape[-2:]))
         return self.join(*self.search(keys, self.pixel.encoder(images)))
 
