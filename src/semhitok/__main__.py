@@ -1,5 +1,7 @@
 """`python -m semhitok`, for launchers such as torchrun."""
 
+import sys
+
 from semhitok.cli import main
 
-main()
+sys.exit(main())

@@ -11,6 +11,7 @@ SemHiTokError
 ├── DataError          a data set that gives no usable pictures
 ├── StorageError       a disk that is full or a folder that cannot be written
 ├── TrainingError      a training that cannot go on (a loss that is not finite, say)
+├── ClusterError       a cluster that cannot be had, has no room, or loses every worker
 └── MissingExtraError  an optional dependency that is not installed
 
 A message is one line: what was given, what is allowed, what to do next. The command line prints it
@@ -65,6 +66,10 @@ class StorageError(SemHiTokError):
 
 class TrainingError(SemHiTokError):
     """A training that cannot go on."""
+
+
+class ClusterError(SemHiTokError):
+    """A cluster that cannot be had, has no room, or loses every worker."""
 
 
 class MissingExtraError(SemHiTokError):

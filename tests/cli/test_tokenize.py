@@ -73,6 +73,33 @@ def test_refusals_are_one_line(
     assert not (tmp_path / "here").exists()
 
 
+def test_without_the_extra_nothing_is_begun(
+    photos: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert cli.main(call(photos, tmp_path / "tokens", model, "--engine", "ray")) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "ray is not installed; run: pip install 'semhitok[ray]'" in err
+    assert err.count("\n") == 1 and not (tmp_path / "tokens").exists()
+
+
+def test_a_device_that_ray_does_not_deal_is_refused(
+    photos: Path,
+    tmp_path: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", sys)
+    ray = ["--engine", "ray", "--device", "cuda:1"]
+    assert cli.main(call(photos, tmp_path / "tokens", model, *ray)) == 2
+    assert "--device is 'cuda:1'; with --engine ray: cpu, or cuda" in capsys.readouterr().err
+
+
 def test_a_folder_of_another_model_is_refused(
     photos: Path, model: Path, other_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,3 +133,29 @@ def test_two_ranks_give_the_shards_of_one(photos: Path, model: Path, tmp_path: P
     command = [*launcher, "--nproc-per-node", "2", "-m", "semhitok", *call(photos, two, model)]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ})
     assert shards(two) == shards(one)
+
+
+@pytest.mark.slow
+def test_ray_gives_the_shards_of_one_process_and_goes_on_after_an_interrupt(
+    photos: Path, model: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray")
+    (photos / "2.png").write_bytes(b"no picture")
+    one, ray = tmp_path / "one", tmp_path / "ray"
+    assert cli.main(call(photos, one, model)) == 3
+    run = "import sys; from semhitok.cli import main; sys.exit(main())"
+    arguments = call(Path("photos"), Path("ray"), model, "--engine", "ray", "--json")
+    command = [sys.executable, "-c", run, *arguments]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True)
+    while process.poll() is None and not list(ray.glob("tokens-*.parquet")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert process.returncode in (130, 3)  # 3: it was done before the signal came
+    for path in ray.glob("tokens-*.parquet"):
+        assert path.read_bytes() == (one / path.name).read_bytes()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["failed"] == 1 and '"key": "2.png"' in done.stderr
+    assert shards(ray) == shards(one)

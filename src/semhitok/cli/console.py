@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,6 +27,14 @@ PLAIN_WIDTH = 1000
 
 ModelOption = Annotated[
     str, typer.Option("--model", help="Bundled name, model folder, or Hub id owner/name.")
+]
+SizeOption = Annotated[
+    str | None,
+    typer.Option("--size", help="Short side in pixels, or 'native'; by default the model's own."),
+]
+CropOption = Annotated[
+    Literal["square", "grid"],
+    typer.Option("--crop", help="Cut to a square, or only to whole patches."),
 ]
 DataOption = Annotated[
     list[str],

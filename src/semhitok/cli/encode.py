@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from semhitok.cli.console import (
     BatchOption,
+    CropOption,
     DeviceOption,
     JsonOption,
     ModelOption,
+    SizeOption,
     check_output_file,
     name_failures,
     parse_side,
@@ -34,16 +36,8 @@ def encode(
     ],
     out: Annotated[Path, typer.Option("--out", help="The token file to write.")],
     model: ModelOption = "tiny",
-    size: Annotated[
-        str | None,
-        typer.Option(
-            "--size", help="Short side in pixels, or 'native'; by default the model's own."
-        ),
-    ] = None,
-    crop: Annotated[
-        Literal["square", "grid"],
-        typer.Option("--crop", help="Cut to a square, or only to whole patches."),
-    ] = "square",
+    size: SizeOption = None,
+    crop: CropOption = "square",
     batch_size: BatchOption = 16,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first broken picture; write nothing.")

@@ -11,6 +11,7 @@ import typer
 from semhitok.cli.console import (
     SOME_FAILED,
     BatchOption,
+    CropOption,
     DataOption,
     DeviceOption,
     JsonOption,
@@ -41,10 +42,7 @@ def evaluate(
             "--resolution", help="Short side in pixels, or 'native'; by default the first model's."
         ),
     ] = None,
-    crop: Annotated[
-        Literal["square", "grid"],
-        typer.Option("--crop", help="Cut to a square, or only to whole patches."),
-    ] = "square",
+    crop: CropOption = "square",
     max_images: Annotated[
         int | None, typer.Option("--max-images", min=1, help="So many, evenly spaced.")
     ] = None,

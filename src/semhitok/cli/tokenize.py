@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from semhitok.cli.console import (
     SOME_FAILED,
     BatchOption,
+    CropOption,
     DeviceOption,
     JsonOption,
     ModelOption,
+    SizeOption,
+    log_to_stderr,
     message,
     parse_side,
     print_json,
     progress,
 )
+
+if TYPE_CHECKING:
+    from semhitok.tokenize.job import TokenizeJob
 
 NAMED_FAILURES = 10
 
@@ -34,25 +40,25 @@ def tokenize(
         Path | None, typer.Option("--out", help="The folder of the shards; a stopped job goes on.")
     ] = None,
     model: ModelOption = "tiny",
-    size: Annotated[
-        str | None,
-        typer.Option(
-            "--size", help="Short side in pixels, or 'native'; by default the model's own."
-        ),
-    ] = None,
-    crop: Annotated[
-        Literal["square", "grid"],
-        typer.Option("--crop", help="Cut to a square, or only to whole patches."),
-    ] = "square",
+    size: SizeOption = None,
+    crop: CropOption = "square",
     shard_size: Annotated[
         int, typer.Option("--shard-size", min=1, help="Pictures of a shard.")
     ] = 4096,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=0, help="Processes that read; by default all cores but one."),
+        typer.Option(
+            "--workers",
+            min=0,
+            help="Processes that read beside a model; by default all cores but one.",
+        ),
     ] = None,
     batch_size: BatchOption = 32,
     device: DeviceOption = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option("--engine", help="Here, or on the Ray cluster that RAY_ADDRESS names."),
+    ] = "local",
     verify: Annotated[
         Path | None,
         typer.Option(
@@ -66,7 +72,8 @@ def tokenize(
     """A data set into token shards.
 
     Parquet, with captions, labels and keys; manifest.json and failures.jsonl beside them. Killed
-    and started again it ends with the same bytes. Under torchrun ranks share the shards.
+    and started again it ends with the same bytes. Under torchrun ranks share the shards; with
+    --engine ray the workers of a cluster do.
     """
     from semhitok.errors import DataError, RangeError
 
@@ -84,23 +91,68 @@ def tokenize(
     from semhitok.tokenize.job import TokenizeJob
     from semhitok.tokenize.plan import Plan
 
-    rank, world_size = (int(os.environ.get(n, d)) for n, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    on_ray = engine == "ray"
+    gpus = _check_ray(device) if on_ray else None
     source = open_source(list(data))
-    where = pick_device(device or _local_device())
+    where = pick_device("cpu" if on_ray else device or _local_device())
     tok = load_model(model, where, parts=("encode",))
     side = parse_side(size, "--size", tok.config.image_size)
     policy = ImagePolicy(size=side, crop=crop, multiple=tok.patch_size)
     plan = Plan.make(source, token_metadata(model, policy), shard_size)
     plan.claim(out)
-    reading = max(0, (os.cpu_count() or 1) // world_size - 1) if workers is None else workers
-    job = TokenizeJob(plan, source, policy, tok, out, batch_size, reading)
-    total = sum(len(plan.pictures_of(n)) for n in job.pending() if n % world_size == rank)
-    with progress("tokenizing", total) as advance:
-        job.run_rank(rank, world_size, lambda done, failed: advance(done + failed))
+    job = TokenizeJob(plan, source, policy, tok, out.absolute(), batch_size)
+    if on_ray:
+        _run_on_ray(job, data, gpus, workers)
+    else:
+        _run_here(job, workers)
     if job.pending():
-        message(f"rank {rank} has done its part; other ranks have not yet")
+        message("this rank has done its part; others have not yet")
         return
     _tell(out, job.finish(), json_)
+
+
+def _run_here(job: TokenizeJob, workers: int | None) -> None:
+    """This rank's shards; torchrun tells which they are."""
+    import dataclasses
+
+    rank, world_size = (int(os.environ.get(n, d)) for n, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if workers is None:
+        workers = max(0, (os.cpu_count() or 1) // world_size - 1)
+    total = sum(len(job.plan.pictures_of(n)) for n in job.pending() if n % world_size == rank)
+    with progress("tokenizing", total) as advance:
+        dataclasses.replace(job, workers=workers).run_rank(
+            rank, world_size, lambda done, failed: advance(done + failed)
+        )
+
+
+def _check_ray(device: str | None) -> bool | None:
+    """Whether each worker takes a GPU; None where that is the cluster's affair.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        RangeError: a device that Ray does not deal.
+    """
+    from semhitok.errors import RangeError
+    from semhitok.extras import require
+
+    require("ray", extra="ray")
+    if device not in (None, "cpu", "cuda"):
+        raise RangeError(
+            f"--device is {device!r}; with --engine ray: cpu, or cuda, which Ray deals"
+        )
+    return None if device is None else device == "cuda"
+
+
+def _run_on_ray(job: TokenizeJob, data: list[str], gpus: bool | None, workers: int | None) -> None:
+    import logging
+
+    from semhitok.tokenize.ray_engine import run_on_ray
+
+    log_to_stderr(logging.WARNING)
+    # The workers have working folders of their own.
+    places = [str(Path(item).absolute()) if Path(item).exists() else item for item in data]
+    with progress("shards", len(job.pending())) as advance:
+        run_on_ray(job, places, gpus=gpus, workers=workers, progress=advance)
 
 
 def _local_device() -> str | None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -173,7 +174,8 @@ def write_tokens(
     """
     path = Path(path)
     table = _table(list(records), metadata, columns, failures)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Not the process's number: on a cluster's disk another node may have the same.
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         with open(partial, "wb") as file:
             pq.write_table(table, file, compression="zstd", write_page_checksum=True)

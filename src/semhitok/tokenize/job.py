@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,19 @@ class TokenizeJob:
         Raises:
             StorageError: a shard cannot be written; those before it are whole.
         """
-        mine = [n for n in self.pending() if n % world_size == rank]
-        indices = [index for shard in mine for index in self.plan.pictures_of(shard)]
+        self.run_shards([n for n in self.pending() if n % world_size == rank], progress)
+
+    def run_shards(self, shards: Sequence[int], progress: Progress | None = None) -> None:
+        """Write these shards; pictures of the next are read while the model encodes one.
+
+        Raises:
+            StorageError: a shard cannot be written; those before it are whole.
+        """
+        indices = [index for shard in shards for index in self.plan.pictures_of(shard)]
         columns = Columns(self.plan.columns)
         readings = read_pictures(self.source, self.policy, columns, indices, self.workers)
         done = failed = 0
-        for shard in mine:
+        for shard in shards:
             for stale in self.folder.glob(f".{self.plan.shard_name(shard)}.*"):
                 stale.unlink()  # what a killed writer left
             records: dict[int, TokenRecord] = {}
