@@ -11,7 +11,7 @@ import torch
 from semhitok.data.sources import SubsetSource
 from semhitok.errors import FormatError
 from semhitok.hub import load
-from semhitok.study import runner
+from semhitok.study import measure, runner
 from semhitok.study.measure import Exam
 from semhitok.study.rows import row_named
 from semhitok.study.runner import Result, Study, results_in
@@ -62,6 +62,17 @@ def test_a_killed_study_ends_with_the_figures_of_one_that_was_not(
             again.run(row_named("flat"), 0)
     assert again.result(row_named("flat"), 0) is None
     assert again.run(row_named("flat"), 0).figures == whole.figures
+
+
+def test_codes_that_rows_share_change_no_figure(
+    study: Study, exam: Exam, smoke: Scale, tmp_path: Path
+) -> None:
+    study.run(row_named("staged"), 0)  # its codes are known from here on
+    shared = study.run(row_named("own"), 0).figures
+    measure._CODES.clear()
+    again = Study(exam.photos, exam, smoke, tmp_path / "other", tmp_path / "runs")
+    assert again.run(row_named("own"), 0).figures == shared
+    assert len(measure._CODES) == 2
 
 
 def test_results_of_other_data_are_refused(

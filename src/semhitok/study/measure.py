@@ -124,8 +124,9 @@ class _Split:
         """Encode labelled pictures, and read the codes back."""
         pooled_rows: dict[str, list[Tensor]] = {}
         labels, told, codes, pixels = [], [], [], []
+        known = iter(_known_codes(model, source, limit, scale))
         for images, classes in _labelled(model, source, limit, scale):
-            ids = model.encode(images)
+            ids = _encode(model, images, next(known, None))
             vectors, features = model.features(ids), model.semantic_features(ids)
             semantic = vectors[..., : model.config.semantic.code_dim]
             for name, grid in {"codes": vectors, "semantic": semantic, "told": features}.items():
@@ -134,6 +135,8 @@ class _Split:
             codes.append(model.split(ids)[0].cpu())
             pixels.append(patchify(images, model.patch_size).cpu())
             labels += classes
+        if type(model) is SemHiTok:
+            _CODES[_codes_name(model, source, limit, scale)] = codes
         all_codes = torch.cat(codes)
         patches = all_codes[0].numel()
         return cls(
@@ -144,6 +147,31 @@ class _Split:
             torch.cat(pixels).flatten(0, 2),
             torch.arange(len(labels)).repeat_interleave(patches),
         )
+
+
+_CODES: dict[str, list[Tensor]] = {}
+"""Semantic codes of labelled pictures by batch, which rows that start from one stage 1 share."""
+
+
+def _codes_name(model: SemHiTok, source: ImageSource, limit: int, scale: Scale) -> str:
+    return f"{model.semantic_hash} {source.fingerprint()} {limit} {scale.resolution}"
+
+
+def _known_codes(model: SemHiTok, source: ImageSource, limit: int, scale: Scale) -> list[Tensor]:
+    """What another row has found out; a variant may search otherwise, and is asked anew."""
+    if type(model) is not SemHiTok:
+        return []
+    return _CODES.get(_codes_name(model, source, limit, scale), [])
+
+
+def _encode(
+    model: SemHiTok, images: Float[Tensor, "b 3 side side"], semantic: Int64[Tensor, "b h w"] | None
+) -> Int64[Tensor, "b h w"]:
+    if semantic is None:
+        return model.encode(images)
+    assert model.pixel.encoder is not None
+    semantic = semantic.to(model.device)
+    return model.join(semantic, model.pixel.codebook.search(model.pixel.encoder(images), semantic))
 
 
 def _labelled(

@@ -118,7 +118,9 @@ class Study:
         )
         text = result.to_json()
         write_file(self._path(row, seed), lambda temporary: temporary.write_text(text))
+        # What others start from stays; without its recipe the folder is free for a run anew.
         shutil.rmtree(self._run_folder(row, seed) / "checkpoints", ignore_errors=True)
+        (self._run_folder(row, seed) / "recipe.yaml").unlink(missing_ok=True)
         return result
 
     def survey(self) -> Path:
