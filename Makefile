@@ -1,5 +1,5 @@
 # make demo    photos through the bundled tokenizer: contact sheet, web page, table
-# make test    style, types, and the tests that take about a minute
+# make test    style, types, and the tests, about four minutes
 # Both install what they need into .venv first; the second time that is done already.
 
 PYTHON ?= python3
