@@ -10,6 +10,7 @@ from PIL import Image
 from semhitok.errors import DataError
 from semhitok.study.report import COLUMNS, by_row, difference, page, spread, write_report
 from semhitok.study.runner import Result
+from semhitok.study.survey import Finding, to_json
 
 PROTOCOL = {
     "scale": "small",
@@ -70,3 +71,11 @@ def test_report_files(tmp_path: Path) -> None:
         with Image.open(tmp_path / name) as image:
             assert image.width > 1000 and len(image.convert("L").histogram()) == 256
             assert image.convert("L").getextrema() == (0, 255)
+
+
+def test_a_survey_is_part_of_the_page() -> None:
+    share = {"mean": 0.9, "standard_error": 0.01, "low": 0.88, "high": 0.92}
+    finding = Finding("MobileNetV2", -1, 8, 64, share, share, share)
+    text = page([result("staged", 0, 20.0)], to_json([finding], {}))
+    assert "## Pixels of one semantic code" in text
+    assert "| MobileNetV2 | -1 | 8 | 0.90 ± 0.02 | 0.90 |" in text

@@ -117,6 +117,8 @@ def differences(rows: Sequence[Row], results: dict[str, list[Result]]) -> str:
         if row.name == BASE or row.name not in results:
             continue
         found = [difference(c, results[row.name], results[BASE]) for c in COMPARED]
+        if not any(found):
+            continue
         cells = [_signed(c, d) for c, d in zip(COMPARED, found, strict=True)]
         lines.append(f"| {row.title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -201,7 +203,7 @@ def _protocol(results: Sequence[Result]) -> str:
 
 
 def write_report(folder: Path) -> Path:
-    """`tables.md`, `headline.png` and `codes.png` from the results in a folder; the first's path.
+    """`tables.md` and plots from the results in a folder; the path of the tables.
 
     Raises:
         DataError: there are no results.
@@ -211,7 +213,10 @@ def write_report(folder: Path) -> Path:
     surveyed = json.loads(survey.read_text()) if survey.is_file() else None
     path, text = folder / "tables.md", page(found, surveyed)
     write_file(path, lambda temporary: temporary.write_text(text))
-    for name, plot in (("headline.png", plot_headline), ("codes.png", plot_codes)):
+    plots = {"headline.png": plot_headline}
+    if any(row_named(result.row).group == "codes" for result in found):
+        plots["codes.png"] = plot_codes
+    for name, plot in plots.items():
         write_file(folder / name, lambda temporary, plot=plot: plot(found, temporary))
     return path
 
