@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from s3 import BUCKET, Store, serve
 
 if TYPE_CHECKING:
     from semhitok.model import SemHiTok
@@ -189,3 +190,27 @@ def contrastive(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         return made
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def _store() -> Iterator[Store]:
+    with serve() as store:
+        yield store
+
+
+@pytest.fixture
+def store(_store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """An S3 server on loopback with one bucket; it fails only where a test tells it to."""
+    from semhitok import storage
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", _store.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(storage, "PAUSE_S", 0.01)
+    place = storage.locate(f"s3://{BUCKET}")
+    if not place.fs.exists(BUCKET):  # type: ignore[union-attr]
+        place.fs.mkdir(BUCKET)  # type: ignore[union-attr]
+    yield _store
+    _store.share = 0.0
+    _store.failures.clear()

@@ -18,13 +18,14 @@ SOURCE = Path(semhitok.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 # Names without a folder: parts that all may use, each of them only those before it.
-BASE = ["errors", "extras", "files", "images"]
+BASE = ["errors", "extras", "files", "images", "storage"]
 CORE = {*BASE, "hub", "model", "data"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "extras": {"errors"},
     "files": {"errors"},
     "images": {"errors", "extras", "files"},
+    "storage": {"errors", "extras", "files", "images"},
     "model": set(BASE),
     "data": set(BASE),
     "hub": {*BASE, "model"},

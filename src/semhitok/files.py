@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 from safetensors import SafetensorError
 
@@ -19,7 +20,8 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         StorageError: the disk is full or the folder cannot be written; the temporary is removed.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process's number: on a disk that machines share another one may have the same.
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         write(temporary)
         with open(temporary, "rb") as file:

@@ -16,17 +16,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from s3 import BUCKET, Store
 
 from semhitok.data.sources import (
     ConcatSource,
     FolderSource,
     ImageSource,
+    JsonlSource,
     ParquetSource,
     SubsetSource,
     TarSource,
     open_source,
 )
-from semhitok.errors import DataError, ImageError, NotFoundError
+from semhitok.errors import DataError, ImageError, NotFoundError, StorageError
+from semhitok.storage import Place, locate, remove_file, write_bytes
 
 
 def png(level: int) -> bytes:
@@ -92,6 +95,7 @@ def test_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
     two = open_source(write_folder(tmp_path / "y" / "set", ["1.png", "2.png"]))
     assert one.fingerprint() == two.fingerprint() and len(one.fingerprint()) == 64
     (tmp_path / "y" / "set" / "2.png").write_bytes(b"longer or shorter")
+    two = open_source(tmp_path / "y" / "set")
     assert one.fingerprint() != two.fingerprint()
     assert SubsetSource(one, [0]).fingerprint() != SubsetSource(one, [1]).fingerprint()
 
@@ -202,6 +206,101 @@ def test_unusable_tar(tmp_path: Path) -> None:
 
 
 # -------------------------------------------------------------------------------------- joining
+
+
+# --------------------------------------------------------------------------------------- jsonl
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    return path
+
+
+def test_jsonl_of_paths(tmp_path: Path) -> None:
+    write_folder(tmp_path / "pictures", ["a.png", "b.png"])
+    rows: list[Any] = [
+        {"image": "pictures/b.png", "captions": ["dark"], "label": 7},
+        {"image": str(tmp_path / "pictures" / "a.png")},
+        {"image": (tmp_path / "pictures" / "a.png").as_uri(), "label": 2},
+        {"image": "pictures/gone.png"},
+        {"captions": ["no picture"]},
+        ["a list"],
+    ]
+    source = open_source(write_jsonl(tmp_path / "list.jsonl", rows))
+    assert isinstance(source, JsonlSource) and len(source) == 6 and source.key(1) == "list.jsonl:1"
+    assert [source.read(n).getpixel((0, 0))[0] for n in range(3)] == [1, 0, 0]  # type: ignore[index]
+    assert source.meta(0) == rows[0]
+    with pytest.raises(NotFoundError, match="list.jsonl:3: no such file"):
+        source.read(3)
+    with pytest.raises(ImageError, match="list.jsonl:4: has no 'image'; leave the line out"):
+        source.read(4)
+    with pytest.raises(ImageError, match="list.jsonl:5: is list, not a JSON object"):
+        source.read(5)
+    labels = source.labels()
+    assert labels is not None and labels.tolist() == [7, -1, 2, -1, -1, -1]
+    assert open_source(write_jsonl(tmp_path / "none.jsonl", rows[3:5])).labels() is None
+
+
+def test_unusable_jsonl(tmp_path: Path) -> None:
+    for text, match in (
+        ("", "has no lines"),
+        ("no json\n", "is no line of JSON"),
+        ('{"text": 1}\n', "names no picture; one of image, path.*it has: text"),
+    ):
+        (tmp_path / "list.jsonl").write_text(text)
+        with pytest.raises(DataError, match=match):
+            open_source(tmp_path / "list.jsonl")
+
+
+# --------------------------------------------------------------------------------------- stores
+
+
+def fill(store_folder: Place, local: Path) -> None:
+    for path in local.rglob("*"):
+        if path.is_file():
+            write_bytes(store_folder / path.relative_to(local).as_posix(), path.read_bytes())
+
+
+def test_every_kind_of_data_in_a_store(store: Store, tmp_path: Path) -> None:
+    local = tmp_path / "local"
+    write_folder(local / "folder", ["x/1.png", "2.png"])
+    write_parquet(local / "rows" / "a.parquet", 4)
+    (local / "tars").mkdir()
+    write_tar(local / "tars" / "a.tar", {"1.png": png(1), "1.txt": b"one", "2.png": png(2)})
+    write_jsonl(local / "list.jsonl", [{"image": "folder/2.png", "label": 3}])
+    root = locate(f"s3://{BUCKET}/{tmp_path.name}")
+    fill(root, local)
+    for name in ("folder", "rows", "tars", "list.jsonl"):
+        here, there = open_source(local / name), open_source(f"{root}/{name}")
+        assert there.remote and not here.remote and there.fingerprint() == here.fingerprint()
+        there = pickle.loads(pickle.dumps(there))
+        assert levels(there) == levels(here)
+        every = range(len(here))
+        assert [there.key(n) for n in every] == [here.key(n) for n in every]
+        assert [there.meta(n) for n in every] == [here.meta(n) for n in every]
+        there = pickle.loads(pickle.dumps(there))  # nothing is kept of what was read
+        store.share = 1.0
+        with pytest.raises(StorageError, match="the store failed 5 times"):
+            there.read(0)
+        store.share = 0.0
+    with pytest.raises(NotFoundError, match="no such file or folder"):
+        open_source(f"{root}/nothing")
+    write_bytes(root / "empty" / "notes.txt", b"x")
+    with pytest.raises(DataError, match="holds no pictures"):
+        open_source(f"{root}/empty")
+
+
+def test_a_picture_that_is_gone_from_a_store(store: Store, tmp_path: Path) -> None:
+    root = locate(f"s3://{BUCKET}/{tmp_path.name}")
+    fill(root, write_folder(tmp_path / "local", ["1.png", "2.png"]))
+    source = open_source(str(root))
+    remove_file(root / "2.png")
+    assert source.read(0).size == (4, 4)
+    with pytest.raises(ImageError, match="2.png: is gone"):
+        source.read(1)
+
+
+# --------------------------------------------------------------------------------- of several
 
 
 def test_concat_and_subset(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from twenty import BROKEN, COUNT, contents
 
+from semhitok import files
 from semhitok.data import tokens
 from semhitok.data.tokens import read_tokens, summarize_tokens
 from semhitok.errors import FormatError, StorageError
@@ -94,9 +95,9 @@ def test_a_kill_anywhere_changes_no_byte(
         (job_module, "encode", 1),
         (job_module, "encode", 3),
         (tokens.pq, "write_table", 1),
-        (tokens.os, "replace", 2),
-        (job_module, "write_file", 1),
-        (job_module, "write_file", 2),
+        (files.os, "replace", 2),
+        (job_module, "write_bytes", 1),
+        (job_module, "write_bytes", 2),
     ):
         with monkeypatch.context() as patch:
             crash_at(owner, name, at)
@@ -128,16 +129,15 @@ def test_what_is_done_is_not_done_again(
 def test_a_full_disk_is_one_line_and_loses_nothing(
     whole: Path, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work, calls = tokens.pq.write_table, []
+    calls = []
 
-    def full(table: object, file: object, **kwargs: object) -> None:
+    def full(descriptor: int) -> None:
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 7:  # each file and then its folder; the plan goes first
             raise OSError(28, "No space left on device")
-        work(table, file, **kwargs)
 
-    monkeypatch.setattr(tokens.pq, "write_table", full)
-    with pytest.raises(StorageError, match="cannot be written"):
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(StorageError, match="the disk is full"):
         start(tmp_path).run_rank()
     monkeypatch.undo()
     assert start(tmp_path).pending() == [2, 3]

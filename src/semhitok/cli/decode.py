@@ -1,7 +1,8 @@
-"""`semhitok decode`: a token file back to pictures."""
+"""`semhitok decode`: token files back to pictures."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from semhitok.cli.console import BatchOption, DeviceOption, JsonOption, print_js
 if TYPE_CHECKING:
     from PIL import Image
 
-    from semhitok.data.tokens import TokenFile, TokenRecord
+    from semhitok.data.tokens import TokenRecord
+    from semhitok.storage import Place
 
 QUALITY = 95
 """Of JPEG and WebP."""
@@ -27,7 +29,14 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def decode(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A token file.", show_default=False)],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TOKENS...",
+            help="Token files, or folders of shards; paths or URLs.",
+            show_default=False,
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="The folder for the pictures.")],
     model: Annotated[
         str | None,
@@ -44,73 +53,96 @@ def decode(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace pictures that are already there.")
     ] = False,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Only so many pictures, from the first.")
+    ] = None,
     batch_size: BatchOption = 16,
     device: DeviceOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """A token file back to pictures.
+    """Token files back to pictures.
 
     They are named after their keys, folders included.
     """
+    import torch
+
     from semhitok.cli.models import load_model, pick_device
-    from semhitok.data.tokens import read_tokens
+    from semhitok.data.tokens import token_files
     from semhitok.errors import StorageError
     from semhitok.files import check_writable
     from semhitok.images import to_pil
 
-    tokens = read_tokens(file)
-    name = _agreed_model(tokens, model)
+    shards = token_files(files)
+    name, keys = _agreed_model(shards, model), _read_keys(shards, limit)
     tok = load_model(name, pick_device(device), parts=("decode",))
     if out.exists() and not out.is_dir():
         raise StorageError(f"{out} is a file; give a folder")
-    targets = _targets(tokens, out, format_, overwrite)
-    if decoder is not None and len(tokens):
-        tok.decode(_join(tok, [tokens.record(0)])[:, :1, :1], decoder=decoder)  # refuses at once
+    targets = _targets(keys, out, format_, overwrite)
+    if decoder is not None:
+        tok.decode(torch.zeros(1, 1, 1, dtype=torch.int64), decoder=decoder)  # refuses at once
     check_writable(out, needed_bytes=0)
     done = 0
-    with progress("decoding", len(tokens)) as advance:
-        for batch in _batches(tokens, batch_size):
+    with progress("decoding", len(keys)) as advance:
+        for batch in _batches(shards, len(keys), batch_size):
             for image in tok.decode(_join(tok, batch), decoder=decoder):
                 _save(to_pil(image), targets[done], format_)
                 done += 1
             advance(done)
     if json_:
         record: dict[str, Any] = {"out": str(out), "pictures": done, "model": name}
-        record |= {"hash": tokens.metadata.hash, "files": [str(path) for path in targets]}
+        record |= {"hash": tok.hash, "files": [str(path) for path in targets]}
         print_json(record)
         return
     print(f"{out}: {done:,} pictures")
 
 
-def _agreed_model(tokens: TokenFile, name: str | None) -> str:
-    """Name of the model, once it is sure that it wrote the file."""
+def _agreed_model(shards: Sequence[Place], name: str | None) -> str:
+    """Name of the model, once it is sure that it wrote all the files."""
     from semhitok import hub
     from semhitok.cli.models import file_hash
+    from semhitok.data.tokens import summarize_tokens
     from semhitok.errors import FormatError, NotFoundError
 
-    wrote = tokens.metadata
+    wrote = summarize_tokens(shards[0]).metadata
     try:
         folder = hub.resolve(name or wrote.model)
     except NotFoundError as error:
         if name is not None:
             raise
         raise NotFoundError(
-            f"{tokens.path} was written by {wrote.model!r}, which is no bundled model here; give "
+            f"{shards[0]} was written by {wrote.model!r}, which is no bundled model here; give "
             "its folder or Hub id: --model"
         ) from error
     found = file_hash(folder)
-    if found != wrote.hash:
-        raise FormatError(
-            f"{tokens.path} was written by {wrote.model!r} with hash {wrote.hash}; "
-            f"{name or wrote.model!r} has hash {found}: give the model that wrote it, --model"
-        )
+    for path in shards:
+        wrote = summarize_tokens(path).metadata
+        if found != wrote.hash:
+            raise FormatError(
+                f"{path} was written by {wrote.model!r} with hash {wrote.hash}; "
+                f"{name or wrote.model!r} has hash {found}: give the model that wrote it, --model"
+            )
     return name or wrote.model
 
 
-def _batches(tokens: TokenFile, batch_size: int) -> Iterator[list[TokenRecord]]:
-    """Neighbours of one grid."""
+def _read_keys(shards: Sequence[Place], limit: int | None) -> list[str]:
+    """Keys of the pictures, in order; every file that is needed is checked as a whole."""
+    from semhitok.data.tokens import read_tokens
+
+    keys: list[str] = []
+    for path in shards:
+        if limit is not None and len(keys) >= limit:
+            break
+        keys += read_tokens(path).keys
+    return keys[:limit]
+
+
+def _batches(shards: Sequence[Place], count: int, batch_size: int) -> Iterator[list[TokenRecord]]:
+    """The first `count` pictures; neighbours of one grid together."""
+    from semhitok.data.tokens import read_tokens
+
     batch: list[TokenRecord] = []
-    for record in tokens:
+    records = (record for path in shards for record in read_tokens(path))
+    for record in itertools.islice(records, count):
         if batch and (len(batch) == batch_size or batch[0].semantic.shape != record.semantic.shape):
             yield batch
             batch = []
@@ -129,11 +161,11 @@ def _join(tok: Any, batch: Sequence[TokenRecord]) -> Any:
 # ---------------------------------------------------------------------------------------- files
 
 
-def _targets(tokens: TokenFile, out: Path, suffix: str, overwrite: bool) -> list[Path]:
+def _targets(keys: Sequence[str], out: Path, suffix: str, overwrite: bool) -> list[Path]:
     """Paths of the pictures, all of them inside `out`."""
     from semhitok.errors import StorageError
 
-    targets = [out / name for name in plan_names([record.key for record in tokens], suffix)]
+    targets = [out / name for name in plan_names(keys, suffix)]
     inside = out.resolve()
     for path in targets:
         if not path.resolve().is_relative_to(inside):

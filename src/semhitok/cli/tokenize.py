@@ -24,6 +24,7 @@ from semhitok.cli.console import (
 )
 
 if TYPE_CHECKING:
+    from semhitok.storage import Place
     from semhitok.tokenize.job import TokenizeJob
 
 NAMED_FAILURES = 10
@@ -33,11 +34,15 @@ def tokenize(
     data: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="DATA...", help="Folders, .parquet or .tar files, or Hub data sets."
+            metavar="DATA...",
+            help="Folders, .parquet, .tar or .jsonl files (paths or URLs), or Hub data sets.",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="The folder of the shards; a stopped job goes on.")
+        str | None,
+        typer.Option(
+            "--out", help="The folder of the shards, a path or a URL; a stopped job goes on."
+        ),
     ] = None,
     model: ModelOption = "tiny",
     size: SizeOption = None,
@@ -60,7 +65,7 @@ def tokenize(
         typer.Option("--engine", help="Here, or on the Ray cluster that RAY_ADDRESS names."),
     ] = "local",
     verify: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--verify",
             metavar="DIR",
@@ -76,11 +81,12 @@ def tokenize(
     --engine ray the workers of a cluster do.
     """
     from semhitok.errors import DataError, RangeError
+    from semhitok.storage import locate
 
     if (verify is None) == (out is None):
         raise RangeError("give one of --out, to write shards, and --verify, to check some")
     if verify is not None:
-        _verify(verify, data, model, size, crop, device, json_)
+        _verify(locate(verify), data, model, size, crop, device, json_)
         return
     assert out is not None
     if not data:
@@ -99,8 +105,10 @@ def tokenize(
     side = parse_side(size, "--size", tok.config.image_size)
     policy = ImagePolicy(size=side, crop=crop, multiple=tok.patch_size)
     plan = Plan.make(source, token_metadata(model, policy), shard_size)
-    plan.claim(out)
-    job = TokenizeJob(plan, source, policy, tok, out.absolute(), batch_size)
+    folder = locate(out)
+    folder = folder.absolute() if isinstance(folder, Path) else folder
+    plan.claim(folder)
+    job = TokenizeJob(plan, source, policy, tok, folder, batch_size)
     if on_ray:
         _run_on_ray(job, data, gpus, workers)
     else:
@@ -108,7 +116,7 @@ def tokenize(
     if job.pending():
         message("this rank has done its part; others have not yet")
         return
-    _tell(out, job.finish(), json_)
+    _tell(locate(out), job.finish(), json_)
 
 
 def _run_here(job: TokenizeJob, workers: int | None) -> None:
@@ -165,7 +173,10 @@ def _local_device() -> str | None:
     return f"cuda:{rank}" if torch.cuda.is_available() else None
 
 
-def _tell(out: Path, manifest: dict[str, Any], as_json: bool) -> None:
+def _tell(out: Place, manifest: dict[str, Any], as_json: bool) -> None:
+    from semhitok.storage import read_file
+    from semhitok.tokenize.plan import FAILURES
+
     size = sum(shard["bytes"] for shard in manifest["shards"])
     if as_json:
         print_json({"out": str(out), **manifest})
@@ -175,16 +186,16 @@ def _tell(out: Path, manifest: dict[str, Any], as_json: bool) -> None:
             f"{size:,} bytes; {manifest['failed']} failed"
         )
     if manifest["failed"]:
-        lines = (out / "failures.jsonl").read_text().splitlines()
+        lines = read_file(out / FAILURES).decode().splitlines()
         for line in lines[:NAMED_FAILURES]:
             message(f"failed: {line}")
         if len(lines) > NAMED_FAILURES:
-            message(f"and {len(lines) - NAMED_FAILURES} more: {out / 'failures.jsonl'}")
+            message(f"and {len(lines) - NAMED_FAILURES} more: {out / FAILURES}")
         raise typer.Exit(SOME_FAILED)
 
 
 def _verify(
-    folder: Path,
+    folder: Place,
     data: list[str] | None,
     model: str,
     size: str | None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,15 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from semhitok.data.tokens import TokenFile, TokenMetadata, read_tokens, summarize_tokens
-from semhitok.errors import DataError, FormatError, NotFoundError, RangeError
+from semhitok.data.tokens import (
+    TokenFile,
+    TokenMetadata,
+    read_tokens,
+    summarize_tokens,
+    token_files,
+)
+from semhitok.errors import DataError, FormatError, RangeError
+from semhitok.storage import Place
 
 KEPT_SHARDS = 8
 """Shards in memory: a picture of 256 ids takes about 2 KB there."""
@@ -35,17 +41,17 @@ class TokenDataset(torch.utils.data.Dataset[TokenSample]):
     """The pictures of token files in their order; the folder of a `tokenize` job, or some files."""
 
     def __init__(
-        self, data: str | Path | Sequence[str | Path], *, columns: Sequence[str] = ()
+        self, data: str | Place | Sequence[str | Place], *, columns: Sequence[str] = ()
     ) -> None:
         """Args:
-            data: a folder of shards, or token files.
+            data: a folder of shards, or token files; paths or URLs.
             columns: what comes along as `extra`: label, captions, ...
 
         Raises:
             NotFoundError: no such folder or file, or it holds no tokens.
             FormatError: a file is damaged, the files are of several tokenizers, or lack a column.
         """
-        self.paths = _find(data)
+        self.paths = token_files(data)
         summaries = [summarize_tokens(path) for path in self.paths]
         self.metadata: TokenMetadata = summaries[0].metadata
         for path, summary in zip(self.paths, summaries, strict=True):
@@ -207,20 +213,6 @@ class _Shard:
         ids = self.ids[self.starts[row] : self.starts[row + 1]].view(height, width)
         extra = {name: values[row] for name, values in self.columns.items()}
         return TokenSample(self.keys[row], ids, extra)
-
-
-def _find(data: str | Path | Sequence[str | Path]) -> list[Path]:
-    if not isinstance(data, (str, Path)):
-        return [path for item in data for path in _find(item)]
-    path = Path(data)
-    if path.is_dir():
-        found = sorted(path.glob("*.parquet"))
-        if not found:
-            raise NotFoundError(f"{path} holds no token files; make some with semhitok tokenize")
-        return found
-    if not path.is_file():
-        raise NotFoundError(f"{path}: no such token file or folder; check the path")
-    return [path]
 
 
 def _author(metadata: TokenMetadata) -> str:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Int64
 from torch import Tensor
+from upath import UPath
 
 from semhitok.data.columns import TAKEN, Columns
 from semhitok.errors import (
@@ -25,9 +23,17 @@ from semhitok.errors import (
     NotFoundError,
     RangeError,
     ShapeError,
-    StorageError,
 )
 from semhitok.images import reason
+from semhitok.storage import (
+    Place,
+    is_file,
+    is_folder,
+    list_names,
+    locate,
+    open_file,
+    write_bytes,
+)
 
 FORMAT_VERSION = 1
 MAX_CODES = 65_536
@@ -102,7 +108,7 @@ class TokenFile:
     starts: Int64[np.ndarray, "n_and_one"]
     """Where each picture's codes begin in those of the whole file."""
 
-    def __init__(self, path: Path, metadata: TokenMetadata, table: pa.Table) -> None:
+    def __init__(self, path: Place, metadata: TokenMetadata, table: pa.Table) -> None:
         self.path = path
         self.metadata = metadata
         self.keys = table.column("key").to_pylist()
@@ -151,7 +157,7 @@ class TokenFile:
 
 
 def write_tokens(
-    path: str | Path,
+    path: str | Place,
     records: Iterable[TokenRecord],
     metadata: TokenMetadata,
     *,
@@ -172,23 +178,10 @@ def write_tokens(
         FormatError: `extra` values that do not make one column, or take a reserved name.
         StorageError: the file cannot be written; nothing is left behind.
     """
-    path = Path(path)
     table = _table(list(records), metadata, columns, failures)
-    # Not the process's number: on a cluster's disk another node may have the same.
-    partial = path.with_name(f".{path.name}.{uuid4().hex}.part")
-    try:
-        with open(partial, "wb") as file:
-            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be written ({reason(error)}); free space or choose another folder"
-        ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()  # after a rename there is nothing to remove
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    write_bytes(locate(path), sink.getvalue().to_pybytes())
 
 
 def _table(
@@ -252,7 +245,24 @@ def _extra_columns(records: list[TokenRecord]) -> dict[str, pa.Array]:
 # -------------------------------------------------------------------------------------- reading
 
 
-def read_tokens(path: str | Path) -> TokenFile:
+def token_files(data: str | Place | Sequence[str | Place]) -> list[Place]:
+    """Token files by their paths or URLs; of a folder all that are right in it.
+
+    Raises:
+        NotFoundError: there is nothing, or a folder without token files.
+    """
+    if not isinstance(data, (str, Path, UPath)):
+        return [path for item in data for path in token_files(item)]
+    place = locate(data)
+    if not is_folder(place):
+        return [_existing(place)]
+    found = [place / name for name in sorted(list_names(place)) if name.endswith(".parquet")]
+    if not found:
+        raise NotFoundError(f"{place} holds no token files; make some with semhitok tokenize")
+    return found
+
+
+def read_tokens(path: str | Place) -> TokenFile:
     """Read one token file and check every row of it.
 
     Raises:
@@ -260,11 +270,10 @@ def read_tokens(path: str | Path) -> TokenFile:
         FormatError: not a token file, cut off, of another format, or with rows that do not
             agree with themselves or with the metadata.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise NotFoundError(f"{path}: no such token file; check the path")
+    path = _existing(path)
     try:
-        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        with open_file(path) as file:
+            table = pq.ParquetFile(file, page_checksum_verification=True).read()
     except (OSError, pa.ArrowException, ValueError) as error:
         raise FormatError(
             f"{path}: not a whole token file ({reason(error)}); write it again"
@@ -274,29 +283,34 @@ def read_tokens(path: str | Path) -> TokenFile:
     return TokenFile(path, metadata, table)
 
 
-def summarize_tokens(path: str | Path) -> TokenSummary:
+def summarize_tokens(path: str | Place) -> TokenSummary:
     """Read what a token file says of itself; its rows are not looked at.
 
     Raises:
         NotFoundError, FormatError: as `read_tokens`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise NotFoundError(f"{path}: no such token file; check the path")
+    path = _existing(path)
     try:
-        file = pq.ParquetFile(path)
+        with open_file(path) as file:
+            parquet = pq.ParquetFile(file)
+            schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
     except (OSError, pa.ArrowException, ValueError) as error:
         raise FormatError(
             f"{path}: not a whole token file ({reason(error)}); write it again"
         ) from error
-    with file:
-        schema = file.schema_arrow
-        failures = json.loads((schema.metadata or {}).get(_FAILURES, b"[]"))
-        found = tuple(Failure(key, why) for key, why in failures)
-        return TokenSummary(_metadata(schema, path), file.metadata.num_rows, found)
+    failures = json.loads((schema.metadata or {}).get(_FAILURES, b"[]"))
+    found = tuple(Failure(key, why) for key, why in failures)
+    return TokenSummary(_metadata(schema, path), rows, found)
 
 
-def _metadata(schema: pa.Schema, path: Path) -> TokenMetadata:
+def _existing(path: str | Place) -> Place:
+    place = locate(path)
+    if not is_file(place):
+        raise NotFoundError(f"{place}: no such token file or folder; check the path")
+    return place
+
+
+def _metadata(schema: pa.Schema, path: Place) -> TokenMetadata:
     texts = schema.metadata or {}
     names = [f.name for f in fields(TokenMetadata)]
     keys = {name: f"{_PREFIX}{name}".encode() for name in names}
@@ -318,7 +332,7 @@ def _metadata(schema: pa.Schema, path: Path) -> TokenMetadata:
         raise FormatError(f"{path}: unusable metadata ({reason(error)})") from error
 
 
-def _check_schema(schema: pa.Schema, metadata: TokenMetadata, path: Path) -> None:
+def _check_schema(schema: pa.Schema, metadata: TokenMetadata, path: Place) -> None:
     small = pa.uint8() if metadata.num_pixel <= 256 else pa.uint16()
     kinds = (pa.string(), pa.list_(pa.uint16()), pa.list_(small), pa.uint16(), pa.uint16())
     for name, kind in zip(TAKEN, kinds, strict=True):
@@ -327,7 +341,7 @@ def _check_schema(schema: pa.Schema, metadata: TokenMetadata, path: Path) -> Non
             raise FormatError(f"{path}: column {name!r} is {found}; a token file has {kind}")
 
 
-def _sizes(table: pa.Table, path: Path) -> np.ndarray:
+def _sizes(table: pa.Table, path: Place) -> np.ndarray:
     """(rows, 2) int64 heights and widths."""
     for name in TAKEN:
         if table.column(name).null_count:

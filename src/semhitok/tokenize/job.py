@@ -17,9 +17,9 @@ from semhitok.data.columns import Columns
 from semhitok.data.sources import ImageSource
 from semhitok.data.tokens import Failure, TokenRecord, summarize_tokens, write_tokens
 from semhitok.errors import FormatError
-from semhitok.files import write_file
 from semhitok.images import ImagePolicy
 from semhitok.model import SemHiTok
+from semhitok.storage import Place, file_size, list_names, open_file, write_bytes
 from semhitok.tokenize.plan import FAILURES, MANIFEST, Plan
 from semhitok.tokenize.reading import Reading, by_size, encode, read_pictures
 
@@ -35,14 +35,14 @@ class TokenizeJob:
     source: ImageSource
     policy: ImagePolicy
     model: SemHiTok
-    folder: Path
+    folder: Place
     batch_size: int = 16
     workers: int = 0
     """Processes that read pictures."""
 
     def pending(self) -> list[int]:
         """Shards that are not there yet."""
-        there = {path.name for path in self.folder.glob("tokens-*.parquet")}
+        there = list_names(self.folder)
         return [n for n in range(self.plan.num_shards) if self.plan.shard_name(n) not in there]
 
     def run_rank(
@@ -66,8 +66,7 @@ class TokenizeJob:
         readings = read_pictures(self.source, self.policy, columns, indices, self.workers)
         done = failed = 0
         for shard in shards:
-            for stale in self.folder.glob(f".{self.plan.shard_name(shard)}.*"):
-                stale.unlink()  # what a killed writer left
+            self._clean(shard)
             records: dict[int, TokenRecord] = {}
             failures: dict[int, Failure] = {}
             of_shard = _take(readings, len(self.plan.pictures_of(shard)))
@@ -94,6 +93,12 @@ class TokenizeJob:
             )
         return write_manifest(self.plan, self.folder)
 
+    def _clean(self, shard: int) -> None:
+        """Remove what a killed writer left; a store shows nothing of the kind."""
+        if isinstance(self.folder, Path):
+            for stale in self.folder.glob(f".{self.plan.shard_name(shard)}.*"):
+                stale.unlink(missing_ok=True)
+
     def _write(
         self, shard: int, records: dict[int, TokenRecord], failures: dict[int, Failure]
     ) -> None:
@@ -106,7 +111,7 @@ class TokenizeJob:
         )
 
 
-def write_manifest(plan: Plan, folder: Path) -> dict[str, Any]:
+def write_manifest(plan: Plan, folder: Place) -> dict[str, Any]:
     """`failures.jsonl` and `manifest.json` of a folder that has all its shards; the manifest.
 
     Raises:
@@ -124,7 +129,7 @@ def write_manifest(plan: Plan, folder: Path) -> dict[str, Any]:
                 "name": path.name,
                 "rows": found.rows,
                 "failed": len(found.failures),
-                "bytes": path.stat().st_size,
+                "bytes": file_size(path),
                 "sha256": file_sha256(path),
             }
         )
@@ -139,16 +144,15 @@ def write_manifest(plan: Plan, folder: Path) -> dict[str, Any]:
         "shards": shards,
     }
     lines = "".join(json.dumps({"key": f.key, "reason": f.reason}) + "\n" for f in failures)
-    write_file(folder / FAILURES, lambda temporary: temporary.write_text(lines))
+    write_bytes(folder / FAILURES, lines.encode())
     # Last: a folder with a manifest is whole.
-    text = json.dumps(manifest, indent=2) + "\n"
-    write_file(folder / MANIFEST, lambda temporary: temporary.write_text(text))
+    write_bytes(folder / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
     return manifest
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Place) -> str:
     """Hash of a file's bytes."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -6,14 +6,13 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from semhitok.data.columns import Columns
 from semhitok.data.sources import ImageSource
 from semhitok.data.tokens import TokenMetadata
 from semhitok.errors import FormatError, RangeError, StorageError
-from semhitok.files import check_writable, write_file
+from semhitok.storage import Place, check_folder, is_file, list_names, read_file, write_bytes
 
 PLAN = "plan.json"
 MANIFEST = "manifest.json"
@@ -68,24 +67,23 @@ class Plan:
         """File name; names sort as the pictures do."""
         return f"tokens-{shard:06d}-of-{self.num_shards:06d}.parquet"
 
-    def claim(self, folder: Path) -> None:
+    def claim(self, folder: Place) -> None:
         """Write the plan into the job's folder, or see that it is the one that is there.
 
         Raises:
             StorageError: the folder cannot be written, or holds what no job wrote.
             FormatError: it holds another job.
         """
-        check_writable(folder, needed_bytes=0)
+        check_folder(folder)
         path = folder / PLAN
-        if not path.is_file():
-            strangers = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+        if not is_file(path):
+            strangers = sorted(n for n in list_names(folder) if not n.startswith("."))
             if strangers:
                 raise StorageError(
                     f"{folder} has files that no tokenizing wrote ({strangers[0]}); choose an "
                     "empty or new folder"
                 )
-            text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-            write_file(path, lambda temporary: temporary.write_text(text))
+            write_bytes(path, (json.dumps(dataclasses.asdict(self), indent=2) + "\n").encode())
             return
         before = read_plan(folder)
         different = ", ".join(_differences(before, self))
@@ -96,7 +94,7 @@ class Plan:
             )
 
 
-def read_plan(folder: Path) -> Plan:
+def read_plan(folder: Place) -> Plan:
     """The plan of the job in a folder.
 
     Raises:
@@ -104,7 +102,7 @@ def read_plan(folder: Path) -> Plan:
     """
     path = folder / PLAN
     try:
-        data: dict[str, Any] = json.loads(path.read_text())
+        data: dict[str, Any] = json.loads(read_file(path))
         if data.get("format") != FORMAT_VERSION:
             raise FormatError(
                 f"{path} has format {data.get('format')}; this version reads {FORMAT_VERSION}: "

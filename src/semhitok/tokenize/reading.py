@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +14,15 @@ from jaxtyping import UInt8
 from semhitok.data.columns import Columns
 from semhitok.data.sources import ImageSource
 from semhitok.data.tokens import Failure, TokenRecord
-from semhitok.errors import SemHiTokError
+from semhitok.errors import SemHiTokError, StorageError
 from semhitok.images import ImagePolicy, to_array, to_tensor
 from semhitok.model import SemHiTok
 
 CHUNK = 32
 """Pictures that a worker reads at a time."""
+
+REQUESTS = 16
+"""Pictures that a worker asks of a store at once."""
 
 WAITING_BATCHES = 4
 """Batches' worth of pictures of several sizes that wait until a batch of one size is full."""
@@ -36,7 +40,7 @@ class Reading:
     """What its data set says of it."""
 
 
-class _Pictures(torch.utils.data.Dataset[list[Reading]]):
+class _Pictures(torch.utils.data.Dataset["list[Reading] | StorageError"]):
     """Chunks of a source's pictures; what a worker process holds."""
 
     def __init__(
@@ -51,14 +55,23 @@ class _Pictures(torch.utils.data.Dataset[list[Reading]]):
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __getitem__(self, number: int) -> list[Reading]:
-        return [self._read(index) for index in self.chunks[number]]
+    def __getitem__(self, number: int) -> list[Reading] | StorageError:
+        """A chunk; where the store fails, that: no picture is to blame for it."""
+        try:
+            if not self.source.remote:
+                return [self._read(index) for index in self.chunks[number]]
+            with ThreadPoolExecutor(REQUESTS) as pool:
+                return list(pool.map(self._read, self.chunks[number]))
+        except StorageError as error:
+            return error
 
     def _read(self, index: int) -> Reading:
         key = self.source.key(index)
         try:
             pixels = to_array(self.policy.apply(self.source.read(index)))
             return Reading(index, key, pixels, extra=self.columns.fit(self.source.meta(index)))
+        except StorageError:
+            raise
         except SemHiTokError as error:
             reason = " ".join(str(error).split()).removeprefix(f"{key}: ")
             return Reading(index, key, None, reason)
@@ -71,20 +84,28 @@ def read_pictures(
     indices: Sequence[int],
     workers: int,
 ) -> Iterator[Reading]:
-    """The pictures of `indices`, in that order; `workers` processes read ahead, 0 reads here."""
+    """The pictures of `indices`, in that order; `workers` processes read ahead, 0 reads here.
+
+    Raises:
+        StorageError: the store of the pictures fails.
+    """
     chunks = [indices[n : n + CHUNK] for n in range(0, len(indices), CHUNK)]
-    loader: Iterable[list[Reading]] = torch.utils.data.DataLoader(
+    loader: Iterable[list[Reading] | StorageError] = torch.utils.data.DataLoader(
         _Pictures(source, policy, columns, chunks),
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
         prefetch_factor=4 if workers else None,
+        # A store's connections do not live through a fork.
+        multiprocessing_context="spawn" if workers and source.remote else None,
     )
     for chunk in loader:
+        if isinstance(chunk, StorageError):
+            raise chunk
         yield from chunk
 
 
-def _as_it_is(chunk: list[Reading]) -> list[Reading]:
+def _as_it_is(chunk: list[Reading] | StorageError) -> list[Reading] | StorageError:
     return chunk
 
 

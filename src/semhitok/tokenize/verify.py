@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from fnmatch import fnmatch
 from typing import Any
 
 from semhitok.data.sources import ImageSource
@@ -13,6 +13,7 @@ from semhitok.data.tokens import read_tokens
 from semhitok.errors import FormatError, SemHiTokError
 from semhitok.images import ImagePolicy, to_tensor
 from semhitok.model import SemHiTok
+from semhitok.storage import Place, list_names, read_file
 from semhitok.tokenize.job import file_sha256
 from semhitok.tokenize.plan import MANIFEST, Plan, read_plan
 
@@ -28,7 +29,7 @@ class Verdict:
     wrong: list[str]
 
 
-def verify(folder: Path, again: Again | None = None, *, sample: int = 64) -> Verdict:
+def verify(folder: Place, again: Again | None = None, *, sample: int = 64) -> Verdict:
     """Check hashes, counts and every code's range; encode a sample again where that can be done.
 
     Raises:
@@ -70,7 +71,7 @@ class Again:
                     "the same"
                 )
 
-    def compare(self, plan: Plan, folder: Path, sample: int) -> tuple[int, list[str]]:
+    def compare(self, plan: Plan, folder: Place, sample: int) -> tuple[int, list[str]]:
         """Pictures encoded again, evenly spaced, and those that came out otherwise."""
         count = min(sample, plan.pictures)
         by_shard: dict[int, list[int]] = {}
@@ -98,7 +99,7 @@ class Again:
         return compared, wrong
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Place) -> dict[str, Any]:
     """The manifest of a finished job.
 
     Raises:
@@ -106,7 +107,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
+        manifest: dict[str, Any] = json.loads(read_file(path))
         manifest["shards"], manifest["pictures"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FormatError(
@@ -115,9 +116,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _wrong_shards(plan: Plan, manifest: dict[str, Any], folder: Path) -> Iterator[str]:
+def _wrong_shards(plan: Plan, manifest: dict[str, Any], folder: Place) -> Iterator[str]:
     listed = {shard["name"]: shard for shard in manifest["shards"]}
-    there = {path.name for path in folder.glob("tokens-*.parquet")}
+    there = {name for name in list_names(folder) if fnmatch(name, "tokens-*.parquet")}
     expected = {plan.shard_name(number) for number in range(plan.num_shards)}
     yield from (f"{name}: is no shard of this job" for name in sorted(there - expected))
     rows = 0
