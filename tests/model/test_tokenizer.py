@@ -466,3 +466,34 @@ def test_decoding_needs_no_transformers(folder: Path) -> None:
         [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, env=os.environ
     )
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+# ----------------------------------------------------------------------------------- precision
+
+
+def test_bfloat16_is_close_and_only_when_asked_for(
+    tiny_tokenizer: SemHiTok, images: torch.Tensor
+) -> None:
+    ids = tiny_tokenizer.encode(images)
+    pictures = tiny_tokenizer.decode(ids)
+    with torch.autocast("cpu", torch.bfloat16):  # the caller's own makes no difference
+        assert tiny_tokenizer.encode(images).equal(ids)
+        assert tiny_tokenizer.decode(ids).equal(pictures)
+    latents = tiny_tokenizer.semantic.latents(images, (4, 4))
+    before = tiny_tokenizer.hash
+    assert tiny_tokenizer.set_precision(torch.bfloat16) is tiny_tokenizer
+    assert tiny_tokenizer.hash == before
+    reduced = tiny_tokenizer.semantic.latents(images, (4, 4))
+    assert reduced.dtype == torch.float32 and not reduced.equal(latents)
+    torch.testing.assert_close(reduced, latents, atol=0.05, rtol=0.0)
+    assert (tiny_tokenizer.encode(images) == ids).float().mean() > 0.5
+    painted = tiny_tokenizer.decode(ids)
+    assert painted.dtype == torch.float32 and not painted.equal(pictures)
+    torch.testing.assert_close(painted, pictures, atol=0.05, rtol=0.0)
+    tiny_tokenizer.set_precision(torch.float32)
+    assert tiny_tokenizer.encode(images).equal(ids)
+
+
+def test_other_precisions_are_refused(tiny_tokenizer: SemHiTok) -> None:
+    with pytest.raises(RangeError, match="precision is torch.float16; allowed: float32, bfloat16"):
+        tiny_tokenizer.set_precision(torch.float16)

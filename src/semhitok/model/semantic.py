@@ -13,6 +13,7 @@ from semhitok.errors import FormatError
 from semhitok.model.codebook import SemanticCodebook
 from semhitok.model.config import ALL_PARTS, Part, SemanticConfig, TransformerConfig
 from semhitok.model.layers import Transformer
+from semhitok.model.precision import products_in
 from semhitok.model.student import Student
 from semhitok.model.teacher import Teacher
 
@@ -135,9 +136,11 @@ class SemanticBranch(nn.Module):
     def latents(
         self, images: Float[Tensor, "b 3 height width"], grid: tuple[int, int]
     ) -> Float[Tensor, "b h w c"]:
-        """Unit latents before quantization."""
+        """Unit latents before quantization; float32 from the trunk's features on."""
         assert self.projection is not None
-        latents: Tensor = self.projection(self.trunk_features(images, grid))
+        features = self.trunk_features(images, grid).float()
+        with products_in(torch.float32, features.device):
+            latents: Tensor = self.projection(features)
         return latents
 
     def encode(

@@ -6,7 +6,6 @@ library is imported when a trunk is built, never before.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from semhitok.errors import FormatError, RangeError, ShapeError
 from semhitok.model.config import TeacherConfig
+from semhitok.model.precision import products_in
 from semhitok.model.trunk import build_trunk, load_trunk, plan_reading
 from semhitok.model.trunk_source import (
     read_model_config,
@@ -51,6 +51,7 @@ class Teacher(nn.Module):
                 f"{sum(self._plan.widths)} wide: correct the config"
             )
         self.dim = config.dim
+        self.precision = torch.float32
         self.requires_grad_(False)
         self.eval()
 
@@ -104,7 +105,7 @@ class Teacher(nn.Module):
     def forward(
         self, images: Float[Tensor, "b 3 height width"], grid: tuple[int, int]
     ) -> Float[Tensor, "b h w d"]:
-        """Features of each cell, in float32, whatever autocast is on.
+        """Features of each cell, float32, computed in `precision` whatever autocast is on.
 
         Args:
             images: RGB in [0, 1]; resized (bicubic, antialiased) where they are not of the size
@@ -164,7 +165,7 @@ class Teacher(nn.Module):
     ) -> list[Tensor]:
         """Hidden states of the asked layers, float32, as the network gives them."""
         images = self._normalise(images, grid)
-        with without_autocast(images.device):
+        with products_in(self.precision, images.device):
             outputs = self.trunk(**self._inputs(images, grid))
         return [self._read(outputs, place).float() for place in range(len(self._plan.layers))]
 
@@ -307,10 +308,3 @@ def pack(images: Float[Tensor, "b 3 height width"], grid: tuple[int, int]) -> di
         "pixel_attention_mask": torch.ones(batch, h * w, dtype=torch.long, device=images.device),
         "spatial_shapes": torch.tensor([grid] * batch, device=images.device),
     }
-
-
-def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Features must not depend on the caller's autocast; no context where there is none."""
-    if device.type != "meta" and torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()

@@ -21,6 +21,7 @@ from semhitok.model.codebook import (
 )
 from semhitok.model.config import ALL_PARTS, Part, PixelConfig, SemanticConfig, TokenizerConfig
 from semhitok.model.pixel import PixelDecoder, PixelEncoder, join_vectors
+from semhitok.model.precision import PRECISIONS, products_in
 from semhitok.model.semantic import SemanticBranch
 from semhitok.model.teacher import Teacher
 from semhitok.model.tiles import TILING, Tiling, in_tiles
@@ -94,6 +95,7 @@ class SemHiTok(nn.Module):
         super().__init__()
         self.config = config
         self.parts = tuple(parts)
+        self._precision = torch.float32
         self.semantic = SemanticBranch(config.semantic, teacher, parts)
         self.pixel = PixelBranch(config.pixel, config.semantic, config.patch_size, parts)
 
@@ -127,6 +129,22 @@ class SemHiTok(nn.Module):
                 "use preprocess(), or crop it"
             )
         return height // p, width // p
+
+    def set_precision(self, dtype: torch.dtype) -> SemHiTok:
+        """Precision of the networks' products in `encode` and `decode`; the model itself.
+
+        In bfloat16 the ids of patches flip whose two nearest codes lie close to each other, and
+        may depend on the rest of the batch. Weights, codes and their search stay float32.
+
+        Raises:
+            RangeError: another dtype than float32 and bfloat16.
+        """
+        if dtype not in PRECISIONS.values():
+            raise RangeError(f"precision is {dtype}; allowed: {', '.join(PRECISIONS)}")
+        self._precision = dtype
+        if isinstance(self.semantic.trunk, Teacher):
+            self.semantic.trunk.precision = dtype
+        return self
 
     # -- pictures and ids ----------------------------------------------------------------------
 
@@ -200,7 +218,7 @@ class SemHiTok(nn.Module):
         grid = self.grid(*images.shape[-2:])
 
         def ids_of(tile: Tensor) -> Tensor:
-            with torch.autocast(self.device.type, enabled=False):
+            with products_in(self._precision, self.device):
                 return self._encode_whole(tile.to(self.device))
 
         return in_tiles(ids_of, images, grid, self.patch_size, tiling)
@@ -271,7 +289,7 @@ class SemHiTok(nn.Module):
         grid = self._grid_of(ids)
 
         def told(tile: Tensor) -> Tensor:
-            with torch.autocast(self.device.type, enabled=False):
+            with products_in(torch.float32, self.device):
                 return self._tell_whole(tile.to(self.device)).movedim(-1, 1)
 
         return in_tiles(told, ids, grid, self.patch_size, tiling).movedim(1, -1)
@@ -370,9 +388,9 @@ class SemHiTok(nn.Module):
         grid = self._grid_of(ids)
 
         def pictures_of(tile: Tensor) -> Tensor:
-            with torch.autocast(self.device.type, enabled=False):
-                out: Tensor = chosen(vectors_of(tile)).clamp(0, 1)
-            return out
+            with products_in(self._precision, self.device):
+                out: Tensor = chosen(vectors_of(tile))
+            return out.float().clamp(0, 1)
 
         return in_tiles(pictures_of, ids, grid, self.patch_size, tiling)
 
