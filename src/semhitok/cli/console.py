@@ -7,10 +7,11 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import typer
 
@@ -18,6 +19,9 @@ from semhitok.errors import RangeError, StorageError
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+LINE_EVERY_S = 60.0
+"""How often progress goes into a log that is no terminal."""
 
 SOME_FAILED = 3
 """Exit code of a command that finished, though some inputs failed."""
@@ -112,20 +116,62 @@ def make_pairs(pairs: Mapping[str, str]) -> Table:
     return table
 
 
+class Advance(Protocol):
+    """Takes how many are done, the failed ones among them."""
+
+    def __call__(self, done: int, failed: int = 0) -> None: ...
+
+
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr where that is a terminal; the function takes how many are done."""
+def progress(what: str, total: int) -> Iterator[Advance]:
+    """Done, rate, failures, time left: a bar where stderr is a terminal, else a line a minute."""
     if not sys.stderr.isatty():
-        yield lambda done: None
+        yield _Lines(what, total)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)
+    note = TextColumn("{task.fields[note]}")
+    shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), note, Remaining())
+    started = time.monotonic()
+    with Progress(*shown, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total, note="")
+
+        def advance(done: int, failed: int = 0) -> None:
+            note = _rate(done, failed, time.monotonic() - started)
+            bar.update(task, completed=done, note=note)
+
+        yield advance
+
+
+class _Lines:
+    """Progress for a log file."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total = what, total
+        self.started = self.told = time.monotonic()
+
+    def __call__(self, done: int, failed: int = 0) -> None:
+        now = time.monotonic()
+        if now - self.told < LINE_EVERY_S or not done:
+            return
+        self.told = now
+        left = (now - self.started) / done * (self.total - done)
+        message(
+            f"{self.what}: {done:,} of {self.total:,} ({done / max(self.total, 1):.1%}), "
+            f"{_rate(done, failed, now - self.started)}, {_duration(left)} left"
+        )
+
+
+def _rate(done: int, failed: int, seconds: float) -> str:
+    rate = f"{done / max(seconds, 1e-9):,.1f}/s"
+    return f"{rate}, {failed:,} failed" if failed else rate
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def name_failures(failed: Mapping[str, str], total: int) -> None:

@@ -178,10 +178,27 @@ def write_tokens(
         FormatError: `extra` values that do not make one column, or take a reserved name.
         StorageError: the file cannot be written; nothing is left behind.
     """
+    data = tokens_bytes(records, metadata, columns=columns, failures=failures)
+    write_bytes(locate(path), data)
+
+
+def tokens_bytes(
+    records: Iterable[TokenRecord],
+    metadata: TokenMetadata,
+    *,
+    columns: Columns | None = None,
+    failures: Sequence[Failure] = (),
+) -> bytes:
+    """What `write_tokens` writes.
+
+    Raises:
+        ShapeError, IdError, FormatError: as `write_tokens`.
+    """
     table = _table(list(records), metadata, columns, failures)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    write_bytes(locate(path), sink.getvalue().to_pybytes())
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def _table(

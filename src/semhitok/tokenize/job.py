@@ -13,13 +13,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from semhitok.data.columns import Columns
 from semhitok.data.sources import ImageSource
 from semhitok.data.tokens import Failure, TokenRecord, summarize_tokens, write_tokens
+from semhitok.data.webdataset import webdataset_bytes
 from semhitok.errors import FormatError
 from semhitok.images import ImagePolicy
 from semhitok.model import SemHiTok
+from semhitok.model.precision import PRECISIONS
 from semhitok.storage import Place, file_size, list_names, open_file, write_bytes
+from semhitok.tokenize.flips import Flips, measure_flips
 from semhitok.tokenize.plan import FAILURES, MANIFEST, Plan
 from semhitok.tokenize.reading import Reading, by_size, encode, read_pictures
 
@@ -61,6 +66,7 @@ class TokenizeJob:
         Raises:
             StorageError: a shard cannot be written; those before it are whole.
         """
+        self.model.set_precision(PRECISIONS[self.plan.tokens.dtype])
         indices = [index for shard in shards for index in self.plan.pictures_of(shard)]
         columns = Columns(self.plan.columns)
         readings = read_pictures(self.source, self.policy, columns, indices, self.workers)
@@ -91,7 +97,11 @@ class TokenizeJob:
                 f"{self.folder} lacks {len(missing)} of {self.plan.num_shards} shards; start the "
                 "job again to write them"
             )
-        return write_manifest(self.plan, self.folder)
+        precision = PRECISIONS[self.plan.tokens.dtype]
+        flips = None
+        if precision != torch.float32:
+            flips = measure_flips(self.model, self.source, self.policy, precision)
+        return write_manifest(self.plan, self.folder, flips)
 
     def _clean(self, shard: int) -> None:
         """Remove what a killed writer left; a store shows nothing of the kind."""
@@ -102,17 +112,24 @@ class TokenizeJob:
     def _write(
         self, shard: int, records: dict[int, TokenRecord], failures: dict[int, Failure]
     ) -> None:
+        path = self.folder / self.plan.shard_name(shard)
+        rows = [records[index] for index in sorted(records)]
+        if self.plan.webdataset:  # first, since a shard that is there counts as done
+            write_bytes(path.with_suffix(".tar"), webdataset_bytes(rows, self.plan.tokens))
         write_tokens(
-            self.folder / self.plan.shard_name(shard),
-            [records[index] for index in sorted(records)],
+            path,
+            rows,
             self.plan.tokens,
             columns=Columns(self.plan.columns),
             failures=[failures[index] for index in sorted(failures)],
         )
 
 
-def write_manifest(plan: Plan, folder: Place) -> dict[str, Any]:
+def write_manifest(plan: Plan, folder: Place, flips: Flips | None = None) -> dict[str, Any]:
     """`failures.jsonl` and `manifest.json` of a folder that has all its shards; the manifest.
+
+    Args:
+        flips: of reduced precision against float32.
 
     Raises:
         FormatError: a shard is damaged or of another model.
@@ -124,15 +141,16 @@ def write_manifest(plan: Plan, folder: Place) -> dict[str, Any]:
         found = summarize_tokens(path)
         if found.metadata != plan.tokens:
             raise FormatError(f"{path} is not of this job's model and options; delete it")
-        shards.append(
-            {
-                "name": path.name,
-                "rows": found.rows,
-                "failed": len(found.failures),
-                "bytes": file_size(path),
-                "sha256": file_sha256(path),
-            }
-        )
+        shard = {
+            "name": path.name,
+            "rows": found.rows,
+            "failed": len(found.failures),
+            "bytes": file_size(path),
+            "sha256": file_sha256(path),
+        }
+        if plan.webdataset:
+            shard["tar_sha256"] = file_sha256(path.with_suffix(".tar"))
+        shards.append(shard)
         failures += found.failures
     manifest = {
         "format": plan.format,
@@ -141,6 +159,7 @@ def write_manifest(plan: Plan, folder: Place) -> dict[str, Any]:
         "pictures": sum(shard["rows"] for shard in shards),
         "failed": len(failures),
         "tokens": asdict(plan.tokens),
+        **({"flips": asdict(flips)} if flips else {}),
         "shards": shards,
     }
     lines = "".join(json.dumps({"key": f.key, "reason": f.reason}) + "\n" for f in failures)

@@ -33,11 +33,23 @@ class Plan:
     tokens: TokenMetadata
     columns: dict[str, str]
     """Name and kind of what travels along, the same in every shard."""
+    batch_size: int | None = None
+    """Where ids may depend on it: in reduced precision."""
+    webdataset: bool = False
+    """Whether a tar file stands beside each shard."""
     format: int = FORMAT_VERSION
 
     @classmethod
-    def make(cls, source: ImageSource, tokens: TokenMetadata, shard_size: int) -> Plan:
-        """The plan for a source.
+    def make(
+        cls,
+        source: ImageSource,
+        tokens: TokenMetadata,
+        shard_size: int,
+        *,
+        batch_size: int | None = None,
+        webdataset: bool = False,
+    ) -> Plan:
+        """The plan for a source; of what `Columns` finds in it, too.
 
         Raises:
             RangeError: shard_size below 1.
@@ -51,6 +63,8 @@ class Plan:
             shard_size=shard_size,
             tokens=tokens,
             columns=dict(Columns.of(source).kinds),
+            batch_size=None if tokens.dtype == "float32" else batch_size,
+            webdataset=webdataset,
         )
 
     @property
