@@ -18,14 +18,15 @@ SOURCE = Path(semhitok.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 # Names without a folder: parts that all may use, each of them only those before it.
-BASE = ["errors", "extras", "files", "images", "storage"]
+BASE = ["errors", "extras", "files", "decoding", "images", "storage"]
 CORE = {*BASE, "hub", "model", "data"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "extras": {"errors"},
     "files": {"errors"},
-    "images": {"errors", "extras", "files"},
-    "storage": {"errors", "extras", "files", "images"},
+    "decoding": {"errors", "extras", "files"},
+    "images": {"errors", "extras", "files", "decoding"},
+    "storage": {"errors", "extras", "files", "decoding", "images"},
     "model": set(BASE),
     "data": set(BASE),
     "hub": {*BASE, "model"},
