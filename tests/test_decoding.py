@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, ImageCms, ImageFile
 
 from semhitok import decoding
-from semhitok.decoding import read_image
+from semhitok.decoding import read_image, read_reduced
 from semhitok.errors import ImageError, NotFoundError, RangeError
 
 UPRIGHT = {
@@ -351,6 +351,78 @@ def test_pillows_warnings_are_ignored_only_while_reading() -> None:
     assert list(warnings.filters) == before
     with pytest.raises(UserWarning, match="mine"), decoding._quiet_pillow():
         warnings.warn("mine", stacklevel=1)
+
+
+# ------------------------------------------------------------------------------------- reduced
+
+
+def ramps(height: int, width: int) -> np.ndarray:
+    """Red grows to the right, green downwards."""
+    array = np.zeros((height, width, 3))
+    array[..., 0] = np.linspace(0, 255, width)
+    array[..., 1] = np.linspace(0, 255, height)[:, None]
+    return array.astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("size", "needed", "result"),
+    [
+        ((640, 480), (120, 90), (320, 240)),
+        ((640, 480), (160, 120), (320, 240)),
+        ((640, 480), (161, 121), (640, 480)),
+        ((639, 479), (159, 119), (320, 240)),
+        ((640, 480), (80, 60), (160, 120)),
+        ((640, 480), (40, 30), (80, 60)),
+        ((640, 480), (4, 3), (80, 60)),
+        ((640, 480), (80, 16), (160, 120)),
+    ],
+)
+def test_a_jpeg_is_reduced_while_twice_what_is_needed_is_left(
+    size: tuple[int, int], needed: tuple[int, int], result: tuple[int, int]
+) -> None:
+    asked = []
+
+    def need(whole: tuple[int, int]) -> tuple[int, int]:
+        asked.append(whole)
+        return needed
+
+    image = Image.new("RGB", size)
+    photo = read_reduced(stored(image, "JPEG"), need)
+    assert (photo.image.size, photo.size, asked) == (result, size, [size])
+    scale = -(-size[0] // result[0])
+    assert photo.frame == (0, 0, size[0] / scale, size[1] / scale)
+    for other in (stored(image, "PNG"), image, np.asarray(image)):
+        whole = read_reduced(other, need)
+        assert whole.image.size == whole.size == size and whole.frame == (0, 0, *size)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_photo_lies_where_the_whole_one_does(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    height, width = 131, 149  # a quarter is 32.75 by 37.25
+    image = Image.fromarray(ramps(height, width))
+    data = stored(image, "JPEG", exif=exif, quality=100, subsampling=0)
+    photo = read_reduced(data, lambda size: (16, 16))
+    stored_size = (33, 38) if orientation < 5 else (38, 33)
+    assert photo.image.size == stored_size[::-1] and photo.image.info == {}
+    upright = UPRIGHT[orientation](ramps(height, width))
+    assert photo.size == (upright.shape[1], upright.shape[0])
+    seen = photo.image.resize((16, 16), Image.Resampling.BILINEAR, photo.frame)
+    expected = Image.fromarray(np.ascontiguousarray(upright)).resize(
+        (16, 16), Image.Resampling.BILINEAR
+    )
+    assert np.abs(np.asarray(seen).astype(int) - np.asarray(expected)).max() <= 3
+
+
+def test_reduced_cmyk_goes_through_its_profile_too() -> None:
+    lightness = [255] * 16
+    lightness[8] = 128
+    ink = Image.new("CMYK", (64, 64), (255, 0, 0, 0))
+    data = stored(ink, "JPEG", icc_profile=table_profile(b"CMYK", 4, lightness))
+    photo = read_reduced(data, lambda size: (8, 8))
+    assert photo.image.size == (16, 16)
+    assert np.abs(np.asarray(photo.image).astype(int) - 119).max() <= 4
 
 
 # -------------------------------------------------------------------------------------- arrays

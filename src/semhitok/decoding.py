@@ -9,13 +9,16 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from semhitok.errors import ImageError, NotFoundError, RangeError
+from semhitok.jpeg import SCALES, load_jpeg
 
 MAX_PIXELS = 178_000_000
 """Largest picture that is decoded; just below where Pillow itself refuses."""
@@ -25,19 +28,53 @@ UNSAFE_FORMATS = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
 
 ACCEPTED = "PNG, JPEG, WebP, AVIF, TIFF, GIF, BMP and what else Pillow decodes are read"
 
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_TURN = {
+    2: (Image.Transpose.FLIP_LEFT_RIGHT, "rtlb"),
+    3: (Image.Transpose.ROTATE_180, "rblt"),
+    4: (Image.Transpose.FLIP_TOP_BOTTOM, "lbrt"),
+    5: (Image.Transpose.TRANSPOSE, "tlbr"),
+    6: (Image.Transpose.ROTATE_270, "bltr"),
+    7: (Image.Transpose.TRANSVERSE, "brtl"),
+    8: (Image.Transpose.ROTATE_90, "trbl"),
 }
+"""By EXIF orientation: what puts the picture upright, and which stored edges (left, top, right,
+bottom) are then its left, top, right and bottom ones."""
+
 _Result = TypeVar("_Result")
 Picture = str | Path | bytes | Image.Image | np.ndarray
 """What `read_image` takes."""
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels."""
 _Stream = io.BytesIO | io.BufferedReader
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A decoded picture, perhaps a reduced one."""
+
+    image: Image.Image
+    """8-bit RGB, upright."""
+    size: Size
+    """Of the whole picture, upright."""
+    frame: Box
+    """Where the picture lies in `image`. A reduced one has up to a pixel too much along two edges,
+    because JPEG rounds its sides up."""
+
+    @classmethod
+    def whole(cls, image: Image.Image) -> Photo:
+        """A picture that was not reduced."""
+        return cls(image, image.size, (0.0, 0.0, float(image.width), float(image.height)))
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is asked of a decoder."""
+
+    name: str
+    max_pixels: int
+    needed: Callable[[Size], Size] | None = None
 
 
 def read_image(
@@ -66,14 +103,43 @@ def read_image(
         NotFoundError: no file at the path.
         RangeError: an array of another dtype, or floats outside [0, 1].
     """
+    return _read(source, max_pixels, name).image
+
+
+def read_reduced(
+    source: Picture,
+    needed: Callable[[Size], Size],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    name: str | None = None,
+) -> Photo:
+    """As `read_image`, but a large JPEG is decoded at 1/2, 1/4 or 1/8 of its sides.
+
+    Args:
+        needed: from a picture's size to the one that it is to be resized to. The smallest
+            fraction is taken that leaves at least twice that.
+
+    Raises:
+        As `read_image`.
+    """
+    return _read(source, max_pixels, name, needed)
+
+
+def _read(
+    source: Picture,
+    max_pixels: int,
+    name: str | None,
+    needed: Callable[[Size], Size] | None = None,
+) -> Photo:
     if isinstance(source, np.ndarray):
-        return _read_array(source, max_pixels, name or "array")
+        return Photo.whole(_read_array(source, max_pixels, name or "array"))
     if isinstance(source, Image.Image):
         picture = source
         label = name or str(getattr(source, "filename", "") or "image")
-        return _guarded(lambda: _decode(picture, label, max_pixels), label)
+        return _guarded(lambda: _decode(picture, _Request(label, max_pixels)), label)
     if isinstance(source, bytes):
-        return _read_stream(io.BytesIO(source), name or f"{len(source)} bytes", max_pixels)
+        request = _Request(name or f"{len(source)} bytes", max_pixels, needed)
+        return _read_stream(io.BytesIO(source), request)
     path, label = Path(source), name or str(source)
     try:
         if path.is_dir():
@@ -81,7 +147,7 @@ def read_image(
         if path.exists() and not path.is_file():
             raise ImageError(f"{label}: is not a regular file; give one picture file")
         with open(path, "rb") as stream:
-            return _read_stream(stream, label, max_pixels)
+            return _read_stream(stream, _Request(label, max_pixels, needed))
     except FileNotFoundError as error:
         raise NotFoundError(f"{label}: no such file; check the path") from error
     except (OSError, ValueError) as error:
@@ -104,15 +170,15 @@ def picture_suffixes() -> frozenset[str]:
     )
 
 
-def _read_stream(stream: _Stream, name: str, max_pixels: int) -> Image.Image:
-    def read() -> Image.Image:
+def _read_stream(stream: _Stream, request: _Request) -> Photo:
+    def read() -> Photo:
         if not stream.read(1):
-            raise ImageError(f"{name}: is empty; {ACCEPTED}")
-        _refuse_allocating_headers(stream, name, max_pixels)
+            raise ImageError(f"{request.name}: is empty; {ACCEPTED}")
+        _refuse_allocating_headers(stream, request.name, request.max_pixels)
         with _open(stream) as image:
-            return _decode(image, name, max_pixels)
+            return _decode(image, request, stream)
 
-    return _guarded(read, name)
+    return _guarded(read, request.name)
 
 
 def _guarded(read: Callable[[], _Result], name: str) -> _Result:
@@ -187,13 +253,41 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
         raise ImageError(f"{name}: {width}x{height} has no pixels; both sides must be at least 1")
 
 
-def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    _check_size(image.size, name, max_pixels)
+def _decode(image: Image.Image, request: _Request, stream: _Stream | None = None) -> Photo:
+    """Args:
+    stream: what the image was opened on; None for one that is not ours to load otherwise.
+    """
+    _check_size(image.size, request.name, request.max_pixels)
+    if stream is not None and isinstance(image, JpegImageFile):
+        return _decode_jpeg(image, request, stream)
     image.load()
-    _check_size(image.size, name, max_pixels)  # icons learn their true size only here
+    _check_size(image.size, request.name, request.max_pixels)  # icons learn their size only here
     # After load(), because TIFF turns itself upright there and then forgets its orientation.
-    turn = _TRANSPOSE.get(_orientation(image))
-    rgb = _to_rgb(image)
+    turn, _ = _TURN.get(_orientation(image), (None, ""))
+    return Photo.whole(_upright(_to_rgb(image), turn))
+
+
+def _decode_jpeg(image: JpegImageFile, request: _Request, stream: _Stream) -> Photo:
+    turn, edges = _TURN.get(_orientation(image), (None, "ltrb"))
+    size = image.size
+    upright = size if edges[0] in "lr" else size[::-1]
+    scale = 1 if request.needed is None else _scale(upright, request.needed(upright))
+    loaded = load_jpeg(image, stream, scale)
+    rgb = _upright(_to_rgb(loaded, own=loaded is not image), turn)
+    stored = {"l": 0.0, "t": 0.0, "r": -size[0] % scale / scale, "b": -size[1] % scale / scale}
+    left, top, right, bottom = (stored[edge] for edge in edges)
+    return Photo(rgb, upright, (left, top, rgb.width - right, rgb.height - bottom))
+
+
+def _scale(size: Size, needed: Size) -> int:
+    """How far a picture may be reduced so that twice the needed size is left."""
+    for scale in SCALES:
+        if all(2 * scale * need <= side for side, need in zip(size, needed, strict=True)):
+            return scale
+    return 1
+
+
+def _upright(rgb: Image.Image, turn: Image.Transpose | None) -> Image.Image:
     if turn is not None:
         rgb = rgb.transpose(turn)
     rgb.info = {}  # a profile or orientation kept here would be applied a second time
@@ -236,8 +330,8 @@ def _quiet_pillow() -> Iterator[None]:
 # ------------------------------------------------------------------------------------- colours
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """A decoded image of any mode as a new RGB image."""
+def _to_rgb(image: Image.Image, *, own: bool = False) -> Image.Image:
+    """A decoded image of any mode as a new RGB image; as itself where it is our own."""
     if image.mode == "F":
         return _scale_floats(np.asarray(image))
     if image.mode.startswith("I"):
@@ -248,7 +342,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             return converted
     if image.has_transparency_data:
         return _over_white(image)
-    return image.convert("RGB")
+    return image if own and image.mode == "RGB" else image.convert("RGB")
 
 
 def _through_profile(image: Image.Image) -> Image.Image | None:
