@@ -42,6 +42,36 @@ def test_a_folder_becomes_shards_and_they_verify(
     assert json.loads(capsys.readouterr().out)["wrong"] == []
 
 
+def test_crops_are_recorded_and_go_on_only_as_they_began(
+    photos: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, recorded in (
+        (["--crop", "buckets"], "nearest in ratio"),
+        (["--crop", "random"], "random crop square by key and seed 0"),
+        (["--crop", "random", "--seed", "3"], "random crop square by key and seed 3"),
+        (["--crop", "square", "--reduced-decode"], "JPEG reduced to at least twice the size"),
+    ):
+        out = tmp_path / "-".join(options)
+        assert cli.main(call(photos, out, model, *options, "--json")) == 0
+        assert recorded in json.loads(capsys.readouterr().out)["tokens"]["policy"]
+        again = ["tokenize", str(photos), "--model", str(model), "--verify", str(out)]
+        assert cli.main([*again, *options]) == 0
+        assert "ids of 5 came out again" in capsys.readouterr().out
+    assert cli.main([*again, "--crop", "random", "--seed", "4"]) == 2
+    assert "with another image policy" in capsys.readouterr().err
+    random = tmp_path / "--crop-random"
+    assert cli.main(call(photos, random, model, "--crop", "random", "--seed", "3")) == 2
+    assert "another job, with another policy" in capsys.readouterr().err
+
+
+def test_a_seed_without_a_random_crop_is_refused(
+    photos: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(call(photos, tmp_path / "tokens", model, "--seed", "0")) == 2
+    assert "seed is 0, but crop 'grid' draws nothing" in capsys.readouterr().err
+    assert not (tmp_path / "tokens").exists()
+
+
 def test_a_broken_picture_is_named_and_the_code_says_so(
     photos: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +46,12 @@ def start(data: Path, make_tokenizer: Callable[..., SemHiTok]) -> Callable[..., 
     """The job in a folder: claims it, as the command does."""
 
     def begin(
-        folder: Path, *, shard_size: int = 6, batch_size: int = 4, workers: int = 0
+        folder: Path,
+        *,
+        shard_size: int = 6,
+        batch_size: int = 4,
+        workers: int = 0,
+        crop: Literal["grid", "random", "buckets"] = "grid",
     ) -> object:
         from semhitok.data.sources import open_source
         from semhitok.data.tokens import TokenMetadata
@@ -55,7 +60,8 @@ def start(data: Path, make_tokenizer: Callable[..., SemHiTok]) -> Callable[..., 
         from semhitok.tokenize.plan import Plan
 
         model, source = make_tokenizer(), open_source(data)
-        policy = ImagePolicy(size=32, crop="grid", multiple=8)
+        seed = 3 if crop == "random" else None
+        policy = ImagePolicy(size=32, crop=crop, multiple=8, seed=seed)
         metadata = TokenMetadata(
             model="toy",
             hash="abc",

@@ -61,6 +61,25 @@ def test_neither_batches_nor_workers_change_a_byte(
     assert contents(tmp_path) == contents(whole)
 
 
+@pytest.mark.parametrize("crop", ["random", "buckets"])
+def test_nor_with_the_other_crops(crop: str, start: Start, tmp_path: Path) -> None:
+    jobs = [
+        start(tmp_path / "one", crop=crop, batch_size=1),
+        start(tmp_path / "two", crop=crop, batch_size=7, workers=2),
+    ]
+    for job in jobs:
+        for shard in reversed(range(job.plan.num_shards)) if job is jobs[1] else range(4):
+            job.run_shards([shard])
+        job.finish()
+    assert contents(jobs[0].folder) == contents(jobs[1].folder)
+    grids = {
+        (record.semantic.shape[0], record.semantic.shape[1])
+        for shard in range(4)
+        for record in read_tokens(jobs[0].folder / jobs[0].plan.shard_name(shard))
+    }
+    assert grids == ({(4, 4)} if crop == "random" else {(4, 4), (3, 5)})
+
+
 def test_ranks_share_the_shards_and_change_no_byte(
     whole: Path, start: Start, tmp_path: Path
 ) -> None:

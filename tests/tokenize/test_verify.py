@@ -39,6 +39,15 @@ def test_a_whole_folder_is_whole(folder: Path, again: Again) -> None:
     assert verify(folder).compared == 0
 
 
+@pytest.mark.parametrize("crop", ["random", "buckets"])
+def test_the_other_crops_come_out_again(crop: str, start: Start, tmp_path: Path) -> None:
+    job = start(tmp_path, crop=crop)
+    job.run_rank()
+    job.finish()
+    verdict = verify(tmp_path, Again(job.source, job.policy, job.model, "abc"))
+    assert verdict.compared == 18 and verdict.wrong == []
+
+
 def test_a_changed_byte_a_missing_and_a_strange_shard_are_named(folder: Path) -> None:
     changed, missing = shards(folder)[1], shards(folder)[2]
     content = bytearray(changed.read_bytes())

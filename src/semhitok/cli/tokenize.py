@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,7 +13,6 @@ import typer
 from semhitok.cli.console import (
     SOME_FAILED,
     BatchOption,
-    CropOption,
     DeviceOption,
     JsonOption,
     ModelOption,
@@ -24,9 +25,12 @@ from semhitok.cli.console import (
 )
 
 if TYPE_CHECKING:
+    from semhitok.images import ImagePolicy
+    from semhitok.model import SemHiTok
     from semhitok.storage import Place
     from semhitok.tokenize.job import TokenizeJob
 
+Crop = Literal["square", "grid", "random", "buckets"]
 NAMED_FAILURES = 10
 
 
@@ -46,7 +50,25 @@ def tokenize(
     ] = None,
     model: ModelOption = "tiny",
     size: SizeOption = None,
-    crop: CropOption = "square",
+    crop: Annotated[
+        Crop,
+        typer.Option(
+            "--crop",
+            help="The middle square, only to whole patches, a square at a random place, or the "
+            "nearest in ratio of a few sizes.",
+        ),
+    ] = "square",
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of the random places; by default 0.")
+    ] = None,
+    reduced: Annotated[
+        bool,
+        typer.Option(
+            "--reduced-decode",
+            help="Decode JPEGs more than four times as large as needed at 1/2 to 1/8: faster, "
+            "with a few other ids.",
+        ),
+    ] = False,
     shard_size: Annotated[
         int, typer.Option("--shard-size", min=1, help="Pictures of a shard.")
     ] = 4096,
@@ -85,15 +107,15 @@ def tokenize(
 
     if (verify is None) == (out is None):
         raise RangeError("give one of --out, to write shards, and --verify, to check some")
+    policy_for = functools.partial(_policy, size, crop, seed, reduced)
     if verify is not None:
-        _verify(locate(verify), data, model, size, crop, device, json_)
+        _verify(locate(verify), data, model, policy_for, device, json_)
         return
     assert out is not None
     if not data:
         raise DataError("no DATA is given; name what is to be tokenized")
     from semhitok.cli.models import load_model, pick_device, token_metadata
     from semhitok.data.sources import open_source
-    from semhitok.images import ImagePolicy
     from semhitok.tokenize.job import TokenizeJob
     from semhitok.tokenize.plan import Plan
 
@@ -102,8 +124,7 @@ def tokenize(
     source = open_source(list(data))
     where = pick_device("cpu" if on_ray else device or _local_device())
     tok = load_model(model, where, parts=("encode",))
-    side = parse_side(size, "--size", tok.config.image_size)
-    policy = ImagePolicy(size=side, crop=crop, multiple=tok.patch_size)
+    policy = policy_for(tok)
     plan = Plan.make(source, token_metadata(model, policy), shard_size)
     folder = locate(out)
     folder = folder.absolute() if isinstance(folder, Path) else folder
@@ -117,6 +138,20 @@ def tokenize(
         message("this rank has done its part; others have not yet")
         return
     _tell(locate(out), job.finish(), json_)
+
+
+def _policy(
+    size: str | None, crop: Crop, seed: int | None, reduced: bool, tok: SemHiTok
+) -> ImagePolicy:
+    from semhitok.images import ImagePolicy
+
+    return ImagePolicy(
+        size=parse_side(size, "--size", tok.config.image_size),
+        crop=crop,
+        multiple=tok.patch_size,
+        seed=0 if crop == "random" and seed is None else seed,
+        reduced=reduced,
+    )
 
 
 def _run_here(job: TokenizeJob, workers: int | None) -> None:
@@ -198,8 +233,7 @@ def _verify(
     folder: Place,
     data: list[str] | None,
     model: str,
-    size: str | None,
-    crop: Literal["square", "grid"],
+    policy_for: Callable[[SemHiTok], ImagePolicy],
     device: str | None,
     as_json: bool,
 ) -> None:
@@ -209,15 +243,12 @@ def _verify(
     from semhitok.data.sources import open_source
     from semhitok.errors import FormatError
     from semhitok.hub import resolve
-    from semhitok.images import ImagePolicy
     from semhitok.tokenize.verify import Again, verify
 
     again = None
     if data:
         tok = load_model(model, pick_device(device), parts=("encode",))
-        side = parse_side(size, "--size", tok.config.image_size)
-        policy = ImagePolicy(size=side, crop=crop, multiple=tok.patch_size)
-        again = Again(open_source(list(data)), policy, tok, file_hash(resolve(model)))
+        again = Again(open_source(list(data)), policy_for(tok), tok, file_hash(resolve(model)))
     verdict = verify(folder, again)
     if as_json:
         print_json(asdict(verdict))

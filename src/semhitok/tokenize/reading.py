@@ -68,7 +68,7 @@ class _Pictures(torch.utils.data.Dataset["list[Reading] | StorageError"]):
     def _read(self, index: int) -> Reading:
         key = self.source.key(index)
         try:
-            pixels = to_array(self.policy.apply(self.source.read(index)))
+            pixels = to_array(self.policy.read(self.source.read_bytes(index), key))
             return Reading(index, key, pixels, extra=self.columns.fit(self.source.meta(index)))
         except StorageError:
             raise

@@ -83,11 +83,11 @@ class Again:
             tokens = read_tokens(folder / plan.shard_name(shard))
             records = {record.key: record for record in tokens}
             for index in indices:
+                key = self.source.key(index)
                 try:
-                    image = to_tensor(self.policy.apply(self.source.read(index)))
+                    image = to_tensor(self.policy.read(self.source.read_bytes(index), key))
                 except SemHiTokError:
                     continue
-                key = self.source.key(index)
                 semantic, pixel = self.model.split(self.model.encode(image[None])[0].cpu())
                 found = records.get(key)
                 compared += 1
