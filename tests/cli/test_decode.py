@@ -50,6 +50,23 @@ def test_round_trip_is_decode_of_encode(
         assert np.array_equal(Image.open(out / f"{number}.png"), expected)
 
 
+def test_folders_of_shards_are_one_run_of_pictures(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = tmp_path / "shards"
+    job = ["--model", str(model), "--size", "32", "--shard-size", "2", "--workers", "0"]
+    assert cli.main(["tokenize", str(photos), "--out", str(shards), *job]) == 0
+    capsys.readouterr()
+    assert decode(shards, "--out", tmp_path / "all", "--model", model) == 0
+    assert "5 pictures" in capsys.readouterr().out
+    single = sorted(shards.glob("*.parquet"))
+    assert decode(*single[1:], "--out", tmp_path / "some", "--model", model, "--limit", 2) == 0
+    names = [sorted(p.name for p in (tmp_path / n).iterdir()) for n in ("all", "some")]
+    assert names == [[f"{n}.png" for n in range(5)], ["2.png", "3.png"]]
+    for name in names[1]:
+        assert (tmp_path / "some" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
+
+
 def test_decode_needs_no_transformers(tokens: Path, model: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from semhitok.cli import main\n"

@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+from s3 import BUCKET, Store
 
 from semhitok import cli
 from semhitok.data.tokens import read_tokens
+from semhitok.storage import locate, read_file, write_bytes
 
 
-def call(photos: Path, out: Path, model: Path, *more: str) -> list[str]:
+def call(photos: Path | str, out: Path | str, model: Path, *more: str) -> list[str]:
     return [
         "tokenize", str(photos), "--out", str(out), "--model", str(model), "--crop", "grid",
         "--shard-size", "2", "--workers", "0", *more,
@@ -84,7 +86,9 @@ def test_a_broken_picture_is_named_and_the_code_says_so(
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["x"], "give one of --out, to write shards, and --verify"),
+        (["x"], "give one of --out, to write shards, --dry-run"),
+        (["x", "--out", "here", "--verify", "there"], "give one of --out"),
+        (["x", "--dry-run", "--verify", "there"], "give one of --out"),
         (["--out", "here"], "no DATA is given"),
         (["nowhere", "--out", "here"], "nowhere: no such file or folder"),
     ],
@@ -189,3 +193,55 @@ def test_ray_gives_the_shards_of_one_process_and_goes_on_after_an_interrupt(
     assert done.returncode == 3
     assert json.loads(done.stdout)["failed"] == 1 and '"key": "2.png"' in done.stderr
     assert shards(ray) == shards(one)
+
+
+def test_a_dry_run_tells_and_writes_nothing(
+    photos: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tokens"
+    assert cli.main(call(photos, out, model, "--dry-run", "--workers", "0", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["pictures"], found["shards"], found["sampled"]) == (5, 3, 5)
+    assert found["bytes"] > 1000 and found["hours"] > 0
+    arguments = ["tokenize", str(photos), "--model", str(model), "--dry-run", "--workers", "0"]
+    assert cli.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["pictures", "shards", "bytes", "hours", "sample"]
+    assert not out.exists()
+
+
+def test_bfloat16_and_tar_files_on_request(
+    photos: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tokens"
+    assert cli.main(call(photos, out, model, "--dtype", "bfloat16", "--webdataset")) == 0
+    assert "bfloat16 changes" in capsys.readouterr().out
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["tokens"]["dtype"] == "bfloat16" and manifest["flips"]["pictures"] == 5
+    assert len(list(out.glob("*.tar"))) == 3
+    assert cli.main(["tokenize", "--verify", str(out)]) == 0
+    assert cli.main(call(photos, out, model)) == 2
+    assert "another batch_size, webdataset, dtype" in capsys.readouterr().err
+
+
+def test_from_a_store_into_a_store_and_back_to_pictures(
+    store: Store, photos: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = f"s3://{BUCKET}/{tmp_path.name}"
+    for path in photos.iterdir():
+        write_bytes(locate(f"{root}/photos/{path.name}"), path.read_bytes())
+    there = call(f"{root}/photos", f"{root}/tokens", model, "--workers", "1")
+    here = call(photos, tmp_path / "tokens", model)
+    assert cli.main(there) == 0 and cli.main(here) == 0
+    for path in (tmp_path / "tokens").glob("*.parquet"):
+        assert read_file(locate(f"{root}/tokens/{path.name}")) == path.read_bytes()
+    assert cli.main(there) == 0, "a finished job is whole"
+    assert cli.main(["tokenize", "--verify", f"{root}/tokens"]) == 0
+    back = ["--model", str(model), "--out", str(tmp_path / "back"), "--limit", "3"]
+    capsys.readouterr()
+    assert cli.main(["decode", f"{root}/tokens", *back]) == 0
+    assert sorted(p.name for p in (tmp_path / "back").iterdir()) == ["0.png", "1.png", "2.png"]
+    store.share = 1.0
+    assert cli.main(["tokenize", "--verify", f"{root}/tokens"]) == 2
+    err = capsys.readouterr().err
+    assert "the store failed 5 times" in err and err.strip().count("\n") == 0

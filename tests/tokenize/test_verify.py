@@ -86,3 +86,41 @@ def test_the_model_decides(folder: Path, again: Again) -> None:
     with torch.no_grad():
         again.model.pixel.codebook.base.mul_(-1)
     assert verify(folder, again).wrong
+
+
+def test_tar_files_are_written_and_checked(start: Start, tmp_path: Path, whole: Path) -> None:
+    job = start(tmp_path / "plain")
+    plan = dataclasses.replace(job.plan, webdataset=True)
+    folder = tmp_path / "tars"
+    plan.claim(folder)
+    job = dataclasses.replace(job, plan=plan, folder=folder)
+    job.run_rank()
+    job.finish()
+    assert [path.name for path in shards(folder)] == [path.name for path in shards(whole)]
+    tars = sorted(folder.glob("*.tar"))
+    assert [path.stem for path in tars] == [path.stem for path in shards(folder)]
+    assert verify(folder).wrong == []
+    tars[0].write_bytes(tars[0].read_bytes()[:-1])
+    tars[1].unlink()
+    wrong = verify(folder).wrong
+    assert [line.split(":")[0] for line in wrong] == [path.name for path in shards(folder)[:2]]
+    assert all("its tar file is not the one" in line for line in wrong)
+
+
+def test_in_bfloat16_a_few_ids_may_differ_and_many_not(start: Start, tmp_path: Path) -> None:
+    job = start(tmp_path / "plain")
+    tokens = dataclasses.replace(job.plan.tokens, dtype="bfloat16")
+    plan = dataclasses.replace(job.plan, tokens=tokens, batch_size=4)
+    folder = tmp_path / "reduced"
+    plan.claim(folder)
+    job = dataclasses.replace(job, plan=plan, folder=folder)
+    job.run_rank()
+    job.finish()
+    again = Again(job.source, job.policy, job.model, "abc")
+    assert verify(folder, again).wrong == []
+    file = read_tokens(shards(folder)[0])
+    records = list(file)
+    records[0].pixel.copy_((records[0].pixel + 1) % 4)
+    write_tokens(shards(folder)[0], records, file.metadata)
+    write_manifest(plan, folder)
+    assert verify(folder, again).wrong == [f"{records[0].key}: 100.00% of its ids differ"]

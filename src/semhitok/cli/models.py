@@ -114,8 +114,11 @@ def file_hash(folder: Path) -> str:
     return digest
 
 
-def token_metadata(model: str, policy: ImagePolicy) -> TokenMetadata:
+def token_metadata(model: str, policy: ImagePolicy, dtype: str = "float32") -> TokenMetadata:
     """What a token file says of the model, by its name, and of how pictures were cut.
+
+    Args:
+        dtype: of the networks' products.
 
     Raises:
         NotFoundError, FormatError: there is no such model, or its files are damaged.
@@ -130,6 +133,6 @@ def token_metadata(model: str, policy: ImagePolicy) -> TokenMetadata:
         num_pixel=config.pixel.num_codes,
         patch_size=config.patch_size,
         policy=policy.describe(),
-        dtype="float32",
+        dtype=dtype,
         version=__version__,
     )

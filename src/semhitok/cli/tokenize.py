@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable
@@ -18,9 +19,11 @@ from semhitok.cli.console import (
     ModelOption,
     SizeOption,
     log_to_stderr,
+    make_pairs,
     message,
     parse_side,
     print_json,
+    print_table,
     progress,
 )
 
@@ -72,6 +75,15 @@ def tokenize(
     shard_size: Annotated[
         int, typer.Option("--shard-size", min=1, help="Pictures of a shard.")
     ] = 4096,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        typer.Option(
+            "--dtype", help="Of the networks' products; the manifest tells what bfloat16 changes."
+        ),
+    ] = "float32",
+    webdataset: Annotated[
+        bool, typer.Option("--webdataset", help="Beside each shard a tar file for WebDataset.")
+    ] = False,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -94,6 +106,10 @@ def tokenize(
             help="Check the shards there instead; with DATA a sample is encoded again.",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Write nothing: tell shards, bytes and hours by a sample."),
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """A data set into token shards.
@@ -105,13 +121,15 @@ def tokenize(
     from semhitok.errors import DataError, RangeError
     from semhitok.storage import locate
 
-    if (verify is None) == (out is None):
-        raise RangeError("give one of --out, to write shards, and --verify, to check some")
+    if verify is None and not out and not dry_run or verify is not None and (out or dry_run):
+        raise RangeError(
+            "give one of --out, to write shards, --dry-run, to see what that would take, and "
+            "--verify, to check some"
+        )
     policy_for = functools.partial(_policy, size, crop, seed, reduced)
     if verify is not None:
         _verify(locate(verify), data, model, policy_for, device, json_)
         return
-    assert out is not None
     if not data:
         raise DataError("no DATA is given; name what is to be tokenized")
     from semhitok.cli.models import load_model, pick_device, token_metadata
@@ -125,11 +143,20 @@ def tokenize(
     where = pick_device("cpu" if on_ray else device or _local_device())
     tok = load_model(model, where, parts=("encode",))
     policy = policy_for(tok)
-    plan = Plan.make(source, token_metadata(model, policy), shard_size)
-    folder = locate(out)
+    plan = Plan.make(
+        source,
+        token_metadata(model, policy, dtype),
+        shard_size,
+        batch_size=batch_size,
+        webdataset=webdataset,
+    )
+    folder = locate(out or ".")
     folder = folder.absolute() if isinstance(folder, Path) else folder
-    plan.claim(folder)
     job = TokenizeJob(plan, source, policy, tok, folder, batch_size)
+    if dry_run:
+        _tell_estimate(job, workers, json_)
+        return
+    plan.claim(folder)
     if on_ray:
         _run_on_ray(job, data, gpus, workers)
     else:
@@ -137,7 +164,7 @@ def tokenize(
     if job.pending():
         message("this rank has done its part; others have not yet")
         return
-    _tell(locate(out), job.finish(), json_)
+    _tell(folder, job.finish(), json_)
 
 
 def _policy(
@@ -156,16 +183,42 @@ def _policy(
 
 def _run_here(job: TokenizeJob, workers: int | None) -> None:
     """This rank's shards; torchrun tells which they are."""
-    import dataclasses
-
-    rank, world_size = (int(os.environ.get(n, d)) for n, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    if workers is None:
-        workers = max(0, (os.cpu_count() or 1) // world_size - 1)
+    rank, world_size = _ranks()
     total = sum(len(job.plan.pictures_of(n)) for n in job.pending() if n % world_size == rank)
-    with progress("tokenizing", total) as advance:
-        dataclasses.replace(job, workers=workers).run_rank(
-            rank, world_size, lambda done, failed: advance(done + failed)
+    what = "tokenizing" if world_size == 1 else f"rank {rank}"
+    with progress(what, total) as advance:
+        _with_workers(job, workers).run_rank(
+            rank, world_size, lambda done, failed: advance(done + failed, failed)
         )
+
+
+def _with_workers(job: TokenizeJob, workers: int | None) -> TokenizeJob:
+    """By default the cores of a rank but one, which feeds the model."""
+    if workers is None:
+        workers = max(0, (os.cpu_count() or 1) // _ranks()[1] - 1)
+    return dataclasses.replace(job, workers=workers)
+
+
+def _ranks() -> tuple[int, int]:
+    """This rank, and how many there are."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _tell_estimate(job: TokenizeJob, workers: int | None, as_json: bool) -> None:
+    from semhitok.tokenize.estimate import estimate
+
+    found = estimate(_with_workers(job, workers), _ranks()[1])
+    if as_json:
+        print_json(dataclasses.asdict(found))
+        return
+    rows = {
+        "pictures": f"{found.pictures:,}",
+        "shards": f"{found.shards:,}",
+        "bytes": f"{found.bytes:,} ({found.bytes / found.pictures:,.0f} a picture)",
+        "hours": f"{found.hours:,.2f} at {found.images_per_s:,.1f} pictures/s",
+        "sample": f"{found.sampled:,} pictures, {found.failed:,} of them failed",
+    }
+    print_table(make_pairs(rows))
 
 
 def _check_ray(device: str | None) -> bool | None:
@@ -220,6 +273,11 @@ def _tell(out: Place, manifest: dict[str, Any], as_json: bool) -> None:
             f"{out}: {manifest['pictures']:,} pictures in {len(manifest['shards'])} shards, "
             f"{size:,} bytes; {manifest['failed']} failed"
         )
+        if flips := manifest.get("flips"):
+            print(
+                f"bfloat16 changes {flips['ids']:.2%} of the ids (float32 on the same device, "
+                f"{flips['pictures']} pictures)"
+            )
     if manifest["failed"]:
         lines = read_file(out / FAILURES).decode().splitlines()
         for line in lines[:NAMED_FAILURES]:

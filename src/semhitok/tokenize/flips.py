@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from semhitok.data.sources import ImageSource
-from semhitok.errors import ImageError
+from semhitok.errors import ImageError, NotFoundError
 from semhitok.images import ImagePolicy, to_tensor
 from semhitok.model import SemHiTok
 
@@ -68,6 +68,7 @@ def _encode(model: SemHiTok, image: Tensor, precision: torch.dtype) -> Tensor:
 def _pictures(source: ImageSource, policy: ImagePolicy) -> Iterator[Tensor]:
     for index in sample_evenly(len(source), SAMPLE):
         try:
-            yield to_tensor(policy.apply(source.read(index)))[None]
-        except ImageError:
+            image = policy.read(source.read_bytes(index), source.key(index))
+        except (ImageError, NotFoundError):
             continue  # named in the shard that should have held it
+        yield to_tensor(image)[None]
