@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,6 +31,11 @@ from semhitok.tokenize.flips import Flips, measure_flips
 from semhitok.tokenize.plan import FAILURES, MANIFEST, Plan
 from semhitok.tokenize.reading import Reading, by_size, encode, read_pictures
 
+AHEAD = 2
+"""Batches that wait for the model."""
+
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
 Progress = Callable[[int, int], None]
 """Called with pictures done and pictures failed, of this call."""
 
@@ -61,7 +69,7 @@ class TokenizeJob:
         self.run_shards([n for n in self.pending() if n % world_size == rank], progress)
 
     def run_shards(self, shards: Sequence[int], progress: Progress | None = None) -> None:
-        """Write these shards; pictures of the next are read while the model encodes one.
+        """Write these shards. Reading, encoding and writing go on beside each other.
 
         Raises:
             StorageError: a shard cannot be written; those before it are whole.
@@ -70,20 +78,26 @@ class TokenizeJob:
         indices = [index for shard in shards for index in self.plan.pictures_of(shard)]
         columns = Columns(self.plan.columns)
         readings = read_pictures(self.source, self.policy, columns, indices, self.workers)
+        tell = progress or (lambda done, failed: None)
         done = failed = 0
-        for shard in shards:
-            self._clean(shard)
-            records: dict[int, TokenRecord] = {}
-            failures: dict[int, Failure] = {}
-            of_shard = _take(readings, len(self.plan.pictures_of(shard)))
-            for batch in by_size(of_shard, self.batch_size, failures):
-                records |= encode(self.model, batch)
-                if progress is not None:
-                    progress(done + len(records), failed + len(failures))
-            self._write(shard, records, failures)
-            done, failed = done + len(records), failed + len(failures)
-            if progress is not None:
-                progress(done, failed)
+        with ThreadPoolExecutor(1) as model_thread, ThreadPoolExecutor(1) as writer:
+            writing: Future[None] | None = None
+            for shard in shards:
+                records: dict[int, TokenRecord] = {}
+                failures: dict[int, Failure] = {}
+                of_shard = _take(readings, len(self.plan.pictures_of(shard)))
+                batches = by_size(of_shard, self.batch_size, failures)
+                work = partial(encode, self.model)
+                for encoded in _ahead(model_thread, work, batches):
+                    records |= encoded
+                    tell(done + len(records), failed + len(failures))
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(self._write, shard, records, failures)
+                done, failed = done + len(records), failed + len(failures)
+                tell(done, failed)
+            if writing is not None:
+                writing.result()
 
     def finish(self) -> dict[str, Any]:
         """Write `failures.jsonl` and `manifest.json` from the shards; the manifest.
@@ -112,6 +126,7 @@ class TokenizeJob:
     def _write(
         self, shard: int, records: dict[int, TokenRecord], failures: dict[int, Failure]
     ) -> None:
+        self._clean(shard)
         path = self.folder / self.plan.shard_name(shard)
         rows = [records[index] for index in sorted(records)]
         if self.plan.webdataset:  # first, since a shard that is there counts as done
@@ -173,6 +188,19 @@ def file_sha256(path: Place) -> str:
     """Hash of a file's bytes."""
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[_Given], _Made], items: Iterable[_Given]
+) -> Iterator[_Made]:
+    """`work` of each item, in order; a few items are asked for before their turn."""
+    waiting: deque[Future[_Made]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _take(readings: Iterator[Reading], count: int) -> Iterator[Reading]:
