@@ -69,7 +69,7 @@ def encode(
     policy = ImagePolicy(size=side, crop=crop, multiple=tok.patch_size)
     metadata = token_metadata(model, policy)
     columns = Columns.of(source)
-    readings = read_pictures(source, policy, columns, range(len(source)), workers=0)
+    readings = read_pictures(source, policy, columns, [range(len(source))], workers=0)
     records: dict[int, TokenRecord] = {}
     failures: dict[int, Failure] = {}
     with progress("encoding", len(source)) as advance:

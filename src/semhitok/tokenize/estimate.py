@@ -41,7 +41,7 @@ def estimate(job: TokenizeJob, world_size: int = 1) -> Estimate:
     plan, columns = job.plan, Columns(job.plan.columns)
     job.model.set_precision(PRECISIONS[plan.tokens.dtype])
     indices = sample_evenly(plan.pictures, BATCHES * job.batch_size)
-    readings = read_pictures(job.source, job.policy, columns, indices, job.workers)
+    readings = read_pictures(job.source, job.policy, columns, [indices], job.workers)
     records: dict[int, TokenRecord] = {}
     failures: dict[int, Failure] = {}
     started, before = time.monotonic(), 0

@@ -75,9 +75,9 @@ class TokenizeJob:
             StorageError: a shard cannot be written; those before it are whole.
         """
         self.model.set_precision(PRECISIONS[self.plan.tokens.dtype])
-        indices = [index for shard in shards for index in self.plan.pictures_of(shard)]
         columns = Columns(self.plan.columns)
-        readings = read_pictures(self.source, self.policy, columns, indices, self.workers)
+        parts = map(self.plan.pictures_of, shards)
+        readings = read_pictures(self.source, self.policy, columns, parts, self.workers)
         tell = progress or (lambda done, failed: None)
         done = failed = 0
         with ThreadPoolExecutor(1) as model_thread, ThreadPoolExecutor(1) as writer:

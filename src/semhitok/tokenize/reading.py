@@ -81,15 +81,16 @@ def read_pictures(
     source: ImageSource,
     policy: ImagePolicy,
     columns: Columns,
-    indices: Sequence[int],
+    parts: Iterable[Sequence[int]],
     workers: int,
 ) -> Iterator[Reading]:
-    """The pictures of `indices`, in that order; `workers` processes read ahead, 0 reads here.
+    """The pictures of each of `parts`, in that order; `workers` processes read ahead, 0 reads here.
 
     Raises:
         StorageError: the store of the pictures fails.
     """
-    chunks = [indices[n : n + CHUNK] for n in range(0, len(indices), CHUNK)]
+    # Parts are ranges, and so are their slices: of no picture but these is anything held.
+    chunks = [part[n : n + CHUNK] for part in parts for n in range(0, len(part), CHUNK)]
     loader: Iterable[list[Reading] | StorageError] = torch.utils.data.DataLoader(
         _Pictures(source, policy, columns, chunks),
         batch_size=None,

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from semhitok.data.sources.base import ACCEPTED, ImageSource
+from semhitok.data.sources.names import Names
 from semhitok.errors import DataError, ImageError
 from semhitok.images import picture_suffixes, reason
 from semhitok.storage import Place, file_size, find_files, is_remote, read_file
@@ -28,8 +31,9 @@ class FolderSource(ImageSource):
         self.root = root
         self.name = root.resolve().name
         self.remote = is_remote(root)
-        self._sizes = {} if files is not None else find_files(root, picture_suffixes())
-        self._files = list(self._sizes if files is None else files)
+        found = find_files(root, picture_suffixes()) if files is None else dict.fromkeys(files, -1)
+        self._files = Names(found)
+        self._sizes = np.fromiter(found.values(), dtype=np.int64, count=len(found))
         if not self._files:
             raise DataError(f"{root}: holds no pictures; accepted: {ACCEPTED}")
 
@@ -49,11 +53,12 @@ class FolderSource(ImageSource):
             raise ImageError(f"{self.key(index)}: is gone ({reason(error)})") from error
 
     def _identity(self) -> Iterable[str]:
-        for file in self._files:
-            yield f"{file} {self._size(file)}"
+        for file, size in zip(self._files, self._sizes, strict=True):
+            yield f"{file} {self._size(file) if size < 0 else size}"
 
     def _size(self, file: str) -> int | str:
+        """Of a file that was named, not found."""
         try:
-            return self._sizes[file] if file in self._sizes else file_size(self.root / file)
+            return file_size(self.root / file)
         except FileNotFoundError:
             return "missing"

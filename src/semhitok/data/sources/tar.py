@@ -10,9 +10,15 @@ from typing import Any
 import numpy as np
 
 from semhitok.data.sources.base import ACCEPTED, ImageSource
+from semhitok.data.sources.names import Names
 from semhitok.errors import DataError, ImageError
 from semhitok.images import picture_suffixes, reason
 from semhitok.storage import Place, is_remote, open_file, read_file
+
+TOLD = ("json", "txt", "cls")
+"""Kinds of a sample's files, beside its picture, that are read."""
+
+NOWHERE = (-1, 0)
 
 
 class TarSource(ImageSource):
@@ -33,25 +39,27 @@ class TarSource(ImageSource):
         self.path = path
         self.name = name or path.name
         self.remote = is_remote(path)
-        samples = self._index()
         suffixes = {suffix[1:] for suffix in picture_suffixes()}
-        self._samples: list[tuple[str, tuple[int, int], dict[str, tuple[int, int]]]] = []
-        for key, parts in samples.items():
+        keys, places = [], []
+        for key, parts in self._index().items():
             pictures = [kind for kind in parts if kind in suffixes]
             if pictures:
-                self._samples.append((key, parts[pictures[0]], parts))
-        if not self._samples:
+                keys.append(key)
+                places.append([parts.get(kind, NOWHERE) for kind in (pictures[0], *TOLD)])
+        if not keys:
             raise DataError(f"{path}: holds no pictures; accepted: {ACCEPTED}")
+        self._keys = Names(keys)
+        self._places = np.array(places, dtype=np.int64)  # (samples, picture and TOLD, 2)
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._keys)
 
     def key(self, index: int) -> str:
-        return f"{self.name}:{self._samples[index][0]}"
+        return f"{self.name}:{self._keys[index]}"
 
     def read_bytes(self, index: int) -> bytes:
         try:
-            return self._read(self._samples[index][1])
+            return self._read(self._places[index, 0])
         except OSError as error:
             raise ImageError(f"{self.key(index)}: cannot be read ({reason(error)})") from error
 
@@ -59,7 +67,11 @@ class TarSource(ImageSource):
         """Raises:
         DataError: a `.json`, `.txt` or `.cls` that does not hold what its name says.
         """
-        parts = self._samples[index][2]
+        parts = {
+            kind: place
+            for kind, place in zip(TOLD, self._places[index, 1:], strict=True)
+            if place[0] >= 0
+        }
         meta: dict[str, Any] = {}
         try:
             if "json" in parts:
@@ -77,16 +89,17 @@ class TarSource(ImageSource):
         return meta
 
     def labels(self) -> np.ndarray | None:
-        if not any("cls" in parts for _, _, parts in self._samples):
+        if (self._places[:, 1 + TOLD.index("cls"), 0] < 0).all():
             return None
         found = [self.meta(i).get("label", -1) for i in range(len(self))]
         return np.array(found, dtype=np.int64)
 
     def _identity(self) -> Iterable[str]:
-        return [f"{self.name}:{key} {size}" for key, (_, size), _ in self._samples]
+        sizes = self._places[:, 0, 1]
+        return (f"{self.name}:{key} {size}" for key, size in zip(self._keys, sizes, strict=True))
 
-    def _read(self, place: tuple[int, int]) -> bytes:
-        offset, size = place
+    def _read(self, place: np.ndarray) -> bytes:
+        offset, size = (int(number) for number in place)
         return read_file(self.path, offset, offset + size)
 
     def _index(self) -> dict[str, dict[str, tuple[int, int]]]:

@@ -1,6 +1,6 @@
 """`semhitok tokenize` from JPEGs to shards, against what its parts cost one by one.
 
-python benchmarks/tokenize.py ../shared/data/flickr8k-train.parquet
+python benchmarks/tokenize_speed.py ../shared/data/flickr8k-train.parquet
 
 First the core-seconds of a picture, on one thread and with nothing beside it: to decode, to resize
 and cut, to encode. No job can be faster than all cores busy with these and nothing else. Then
