@@ -108,9 +108,12 @@ def test_very_small_and_very_large_values(scale: float) -> None:
     assert nearest_in_parent(x, parents, codes[None]).equal(brute(x, codes))
 
 
-@pytest.mark.parametrize(("rows", "codes"), [(1, 1), (3, 7), (64, 5), (1000, 1000)])
+@pytest.mark.parametrize(
+    ("rows", "codes", "block"),
+    [(1, 1, 1), (3, 8, 2), (64, 5, 5), (64, 10, 5), (9, 33, 11), (1000, 1000, 1000)],
+)
 def test_results_do_not_depend_on_tiles(
-    monkeypatch: pytest.MonkeyPatch, rows: int, codes: int
+    monkeypatch: pytest.MonkeyPatch, rows: int, codes: int, block: int
 ) -> None:
     x, flat = normal(24, 8), normal(64, 8, seed=1)
     flat[33] = flat[4]
@@ -118,6 +121,7 @@ def test_results_do_not_depend_on_tiles(
     table, parents = flat.unflatten(0, (8, 8)), torch.arange(24) % 8
     monkeypatch.setattr(search, "ROW_TILE", rows)
     monkeypatch.setattr(search, "CODE_TILE", codes)
+    monkeypatch.setattr(search, "CODE_BLOCK", block)
     monkeypatch.setattr(search, "EXACT_VALUES", rows)
     monkeypatch.setattr(search, "GATHER_VALUES", rows * codes)
     assert nearest(x, flat).equal(brute(x, flat))

@@ -11,12 +11,14 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-ROW_TILE = 1024
+ROW_TILE = 512
 CODE_TILE = 2048
+CODE_BLOCK = 64
+"""Codes whose largest score stands for them all in the first pass; divides CODE_TILE."""
 EXACT_VALUES = 1 << 22
 """Numbers held at once while patches are searched again in float64 (32 MiB)."""
-GATHER_VALUES = 1 << 23
-"""Numbers of gathered sub-codebooks held at once (32 MiB)."""
+GATHER_VALUES = 1 << 21
+"""Numbers of gathered codes held at once (8 MiB)."""
 
 
 @torch.no_grad()
@@ -28,10 +30,14 @@ def nearest(x: Float[Tensor, "n d"], codes: Float[Tensor, "k d"]) -> Int64[Tenso
     largest = codes.norm(dim=-1).max()
     for start in range(0, len(x), ROW_TILE):
         rows = x[start : start + ROW_TILE]
-        best, second, index = _best_two(rows, codes, half_norms)
-        doubtful = best - second <= _rounding(x.shape[1], rows.norm(dim=-1) * largest + largest**2)
-        index[doubtful] = _nearest_exact(rows[doubtful], codes)
-        indices[start : start + ROW_TILE] = index
+        slack = _rounding(x.shape[1], rows.norm(dim=-1) * largest + largest**2)
+        if len(codes) <= CODE_TILE:
+            # x.c - |c|^2/2 is largest where the distance is smallest.
+            scores = torch.addmm(half_norms, rows, codes.T, beta=-1)
+            found = _decide(scores, slack, rows, codes)
+        else:
+            found = _nearest_by_blocks(rows, codes, half_norms, slack)
+        indices[start : start + ROW_TILE] = found
     return indices
 
 
@@ -47,35 +53,83 @@ def nearest_in_parent(
     indices = torch.empty(len(x), dtype=torch.int64, device=x.device)
     step = max(1, GATHER_VALUES // (m * d))
     for start in range(0, len(x), step):
-        rows, own = x[start : start + step], table[parents[start : start + step]]
-        # x.c - |c|^2/2 is largest where the distance is smallest.
-        norms = own.square().sum(-1)
-        scores = torch.baddbmm(norms[..., None], own, rows[..., None], beta=-0.5)[..., 0]
-        best, index = scores.max(dim=1)
-        second = _runner_up(scores, index)
-        largest = norms.amax(dim=1)
-        doubtful = best - second <= _rounding(d, rows.norm(dim=-1) * largest.sqrt() + largest)
-        index[doubtful] = _nearest_exact(rows[doubtful], own[doubtful])
-        indices[start : start + step] = index
+        part = slice(start, start + step)
+        own = table[parents[part]]
+        indices[part] = _nearest_of_own(x[part], own, own.square().sum(-1) / 2)
     return indices
 
 
-def _best_two(
-    rows: Float[Tensor, "n d"], codes: Float[Tensor, "k d"], half_norms: Float[Tensor, "k"]
-) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"], Int64[Tensor, "n"]]:
-    """Best and second-best score x.c - |c|^2/2 over all tiles of codes, and the best's index."""
-    best = rows.new_full((len(rows),), -torch.inf)
-    second = best.clone()
+def _nearest_by_blocks(
+    rows: Float[Tensor, "n d"],
+    codes: Float[Tensor, "k d"],
+    half_norms: Float[Tensor, "k"],
+    slack: Float[Tensor, "n"],
+) -> Int64[Tensor, "n"]:
+    """Nearest of many codes: find each row's best block of codes, then search in there.
+
+    A maximum with its index takes longer than the matrix product, the maximum alone a tenth of it.
+    """
+    maxima = _block_maxima(rows, codes, half_norms)
+    best = maxima.amax(dim=1, keepdim=True)
+    # Nearly always one block a row.
+    row, block = (maxima >= best - slack[:, None]).nonzero(as_tuple=True)
+    found = torch.empty_like(row)
+    step = max(1, GATHER_VALUES // (CODE_BLOCK * codes.shape[1]))
+    places = torch.arange(CODE_BLOCK, device=rows.device)
+    for start in range(0, len(row), step):
+        part = slice(start, start + step)
+        # The last block may be short: its last code then stands in it several times.
+        names = (block[part, None] * CODE_BLOCK + places).clamp(max=len(codes) - 1)
+        own = _nearest_of_own(rows[row[part]], codes[names], half_norms[names])
+        found[part] = names.gather(1, own[:, None])[:, 0]
+    distances = (rows[row].double() - codes[found].double()).square().sum(-1)
+    least = distances.new_full((len(rows),), torch.inf).scatter_reduce(0, row, distances, "amin")
+    found = torch.where(distances == least[row], found, len(codes))
     index = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+    return index.scatter_reduce(0, row, found, "amin", include_self=False)
+
+
+def _block_maxima(
+    rows: Float[Tensor, "n d"], codes: Float[Tensor, "k d"], half_norms: Float[Tensor, "k"]
+) -> Float[Tensor, "n blocks"]:
+    """Largest score of each block of codes."""
+    maxima = []
+    # One buffer for all tiles: fresh memory for each costs page faults.
+    buffer = rows.new_empty(len(rows) * CODE_TILE)
     for start in range(0, len(codes), CODE_TILE):
-        tile = slice(start, start + CODE_TILE)
-        scores = torch.addmm(half_norms[tile], rows, codes[tile].T, beta=-1)
-        tile_best, tile_index = scores.max(dim=1)
-        tile_second = _runner_up(scores, tile_index)
-        second = torch.maximum(torch.maximum(second, tile_second), torch.minimum(best, tile_best))
-        index = torch.where(tile_best > best, tile_index + start, index)
-        best = torch.maximum(best, tile_best)
-    return best, second, index
+        tile = codes[start : start + CODE_TILE]
+        scores = buffer[: len(rows) * len(tile)].view(len(rows), len(tile))
+        norms = half_norms[start : start + CODE_TILE]
+        torch.addmm(norms, rows, tile.T, beta=-1, out=scores)
+        whole = len(tile) // CODE_BLOCK * CODE_BLOCK
+        maxima.append(scores[:, :whole].unflatten(1, (-1, CODE_BLOCK)).amax(dim=2))
+        if whole < len(tile):
+            maxima.append(scores[:, whole:].amax(dim=1, keepdim=True))
+    return torch.cat(maxima, dim=1)
+
+
+def _nearest_of_own(
+    rows: Float[Tensor, "n d"], own: Float[Tensor, "n m d"], half_norms: Float[Tensor, "n m"]
+) -> Int64[Tensor, "n"]:
+    """Index of the nearest among each row's own codes."""
+    scores = torch.baddbmm(half_norms[..., None], own, rows[..., None], beta=-1)[..., 0]
+    largest = 2 * half_norms.amax(dim=1)
+    slack = _rounding(rows.shape[1], rows.norm(dim=-1) * largest.sqrt() + largest)
+    return _decide(scores, slack, rows, own)
+
+
+def _decide(
+    scores: Float[Tensor, "n k"],
+    slack: Float[Tensor, "n"],
+    rows: Float[Tensor, "n d"],
+    codes: Float[Tensor, "*n k d"],
+) -> Int64[Tensor, "n"]:
+    """Index of the largest score; by float64 where a second is within `slack`. Spoils `scores`."""
+    best, index = scores.max(dim=1)
+    doubtful = best - _runner_up(scores, index) <= slack
+    own = codes[doubtful] if codes.ndim == 3 else codes
+    index[doubtful] = _nearest_exact(rows[doubtful], own)
+    return index
 
 
 def _runner_up(scores: Float[Tensor, "n k"], winner: Int64[Tensor, "n"]) -> Float[Tensor, "n"]:
