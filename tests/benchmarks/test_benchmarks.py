@@ -1,0 +1,26 @@
+"""Each benchmark runs at a tiny size, in a process of its own, and ends in its bars."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+BARS = {
+    "search.py": ("SGHC faster than flat", "SGHC's memory of flat's"),
+}
+
+
+@pytest.mark.parametrize("script", BARS)
+def test_a_benchmark_runs(script: str) -> None:
+    command = [sys.executable, str(FOLDER / script), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, *lines = done.stdout.splitlines()
+    assert "threads, torch" in first
+    for name in BARS[script]:
+        line = next(line for line in lines if line.startswith(name))
+        assert ", bar at " in line and line.split(": ")[-1].startswith(("met", "NOT met"))
