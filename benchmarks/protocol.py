@@ -1,4 +1,4 @@
-"""What the benchmarks share: contestants timed in turn, and the protocol that a table opens with."""
+"""What the benchmarks share: contestants timed in turn, and the protocol before a table."""
 
 from __future__ import annotations
 
