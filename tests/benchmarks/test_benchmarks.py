@@ -11,6 +11,7 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 BARS = {
     "search.py": ("SGHC faster than flat", "SGHC's memory of flat's"),
+    "read_tokens.py": ("shuffled stream, one process",),
 }
 
 

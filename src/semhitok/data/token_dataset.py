@@ -162,6 +162,7 @@ class TokenStream(torch.utils.data.IterableDataset[TokenSample]):
 
     def _rest_of_epoch(self, rank: int, world_size: int) -> Iterator[TokenSample]:
         passed, dealt = 0, 0
+        share = len(self.dataset) // world_size
         for group in self._groups():
             sizes = [self.dataset.sizes[shard] for shard in group]
             # Dealt on from where the group before ended, so that all get as many but for the last.
@@ -171,13 +172,13 @@ class TokenStream(torch.utils.data.IterableDataset[TokenSample]):
             passed += len(places)
             if skipped == len(places):
                 continue
-            rows = self._rows(group, sizes)
-            for place in places[skipped:]:
-                if self.given == len(self.dataset) // world_size:
+            left = places[skipped:]
+            shards, rows = self._rows(group, sizes)[left.start : left.stop : left.step].T.tolist()
+            for shard, row in zip(shards, rows, strict=True):
+                if self.given == share:
                     return
-                shard, row = rows[place]
                 self.given += 1
-                yield self.dataset.shard(int(shard)).sample(int(row))
+                yield self.dataset.shard(shard).sample(row)
 
     def _groups(self) -> list[list[int]]:
         order = np.arange(len(self.dataset.paths))
@@ -204,13 +205,14 @@ class _Shard:
 
     def __init__(self, file: TokenFile, columns: Sequence[str]) -> None:
         self.keys = file.keys
-        self.ids = torch.from_numpy(file.flat_ids())
-        self.starts, self.sizes = file.starts.tolist(), file.sizes.tolist()
+        # Cut up in one call, and heights and widths apart: a slice, or a pair, for each picture
+        # would take longer than reading the file.
+        self.ids = torch.from_numpy(file.flat_ids()).split(np.diff(file.starts).tolist())
+        self.heights, self.widths = file.sizes.T.tolist()
         self.columns = {name: file.column(name) for name in columns}
 
     def sample(self, row: int) -> TokenSample:
-        height, width = self.sizes[row]
-        ids = self.ids[self.starts[row] : self.starts[row + 1]].view(height, width)
+        ids = self.ids[row].view(self.heights[row], self.widths[row])
         extra = {name: values[row] for name, values in self.columns.items()}
         return TokenSample(self.keys[row], ids, extra)
 
