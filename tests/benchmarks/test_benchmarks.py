@@ -11,6 +11,8 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 BARS = {
     "search.py": ("SGHC faster than flat", "SGHC's memory of flat's"),
+    "encode.py": ("quantization's share of encode", "encode over teacher"),
+    "shard_size.py": ("codes over the ids' entropy", "codes over .npy"),
     "read_tokens.py": ("shuffled stream, one process",),
 }
 
