@@ -165,7 +165,7 @@ def main() -> None:
         ratio = seconds["encode"] / seconds["teacher"]
         print(bar(f"encode over teacher, {dtype}", ratio, 1.35, at_most=True))
     print(bar("encode over teacher, FLOPs", total / flops["teacher"], 1.35, at_most=True))
-    rates = tiny_rates(o.tiny_batch, o.tiny_size, 3 * o.repeats)
+    rates = tiny_rates(o.tiny_batch, o.tiny_size, o.repeats)
     told = ", ".join(f"{name} {rate:.1f} pictures/s" for name, rate in rates.items())
     print(f"tiny at {o.tiny_size} px, batch of {o.tiny_batch}: {told}")
 

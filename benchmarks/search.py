@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--semantic", type=int, default=16384, help="K")
     parser.add_argument("--pixel", type=int, default=12, help="m")
     parser.add_argument("--dim", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
     o = parser.parse_args()
     if o.quick:
