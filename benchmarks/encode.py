@@ -77,8 +77,7 @@ def parts_of(model: SemHiTok, images: Tensor) -> dict[str, Callable[[], object]]
     latents, pixel_latents = projection(features), encoder(images)
     parents = semantic.codebook.search(latents)
     return {
-        # `encode` turns autocast off, for ids that repeat: for bf16, what it calls.
-        "encode": lambda: model._encode_whole(images),
+        "encode": lambda: model.encode(images),
         "teacher": lambda: trunk(images, grid),
         "projection": lambda: projection(features),
         "semantic search": lambda: semantic.codebook.search(latents),
@@ -102,9 +101,7 @@ def compare(
     semantic.projection.fit(features.flatten(0, 2))
     took, peaks = {}, {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        # The trunk, as its recipe has it, by its parameters' dtype; the rest by autocast.
-        for parameter in semantic.trunk.parameters():
-            parameter.data = parameter.data.to(dtype)
+        model.set_precision(dtype)  # of `encode` and the trunk; the parts alone by autocast
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             parts = parts_of(model, images)
             seconds = race({"peak": product(dtype, side), **parts}, repeats)
