@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, ImageCms, ImageFile
 
 from semhitok import decoding
-from semhitok.decoding import read_image, read_reduced
+from semhitok.decoding import read_image, read_photo
 from semhitok.errors import ImageError, NotFoundError, RangeError
 
 UPRIGHT = {
@@ -387,12 +387,12 @@ def test_a_jpeg_is_reduced_while_twice_what_is_needed_is_left(
         return needed
 
     image = Image.new("RGB", size)
-    photo = read_reduced(stored(image, "JPEG"), need)
+    photo = read_photo(stored(image, "JPEG"), need)
     assert (photo.image.size, photo.size, asked) == (result, size, [size])
     scale = -(-size[0] // result[0])
     assert photo.frame == (0, 0, size[0] / scale, size[1] / scale)
     for other in (stored(image, "PNG"), image, np.asarray(image)):
-        whole = read_reduced(other, need)
+        whole = read_photo(other, need)
         assert whole.image.size == whole.size == size and whole.frame == (0, 0, *size)
 
 
@@ -403,7 +403,7 @@ def test_a_reduced_photo_lies_where_the_whole_one_does(orientation: int) -> None
     height, width = 131, 149  # a quarter is 32.75 by 37.25
     image = Image.fromarray(ramps(height, width))
     data = stored(image, "JPEG", exif=exif, quality=100, subsampling=0)
-    photo = read_reduced(data, lambda size: (16, 16))
+    photo = read_photo(data, lambda size: (16, 16))
     stored_size = (33, 38) if orientation < 5 else (38, 33)
     assert photo.image.size == stored_size[::-1] and photo.image.info == {}
     upright = UPRIGHT[orientation](ramps(height, width))
@@ -412,7 +412,7 @@ def test_a_reduced_photo_lies_where_the_whole_one_does(orientation: int) -> None
     expected = Image.fromarray(np.ascontiguousarray(upright)).resize(
         (16, 16), Image.Resampling.BILINEAR
     )
-    assert np.abs(np.asarray(seen).astype(int) - np.asarray(expected)).max() <= 3
+    assert np.abs(np.asarray(seen).astype(int)[..., :3] - np.asarray(expected)).max() <= 3
 
 
 def test_reduced_cmyk_goes_through_its_profile_too() -> None:
@@ -420,7 +420,7 @@ def test_reduced_cmyk_goes_through_its_profile_too() -> None:
     lightness[8] = 128
     ink = Image.new("CMYK", (64, 64), (255, 0, 0, 0))
     data = stored(ink, "JPEG", icc_profile=table_profile(b"CMYK", 4, lightness))
-    photo = read_reduced(data, lambda size: (8, 8))
+    photo = read_photo(data, lambda size: (8, 8))
     assert photo.image.size == (16, 16)
     assert np.abs(np.asarray(photo.image).astype(int) - 119).max() <= 4
 

@@ -230,7 +230,9 @@ def test_read_is_read_image_and_apply(crop: Any) -> None:
     policy = ImagePolicy(32, crop, 16, seed=5 if crop == "random" else None)
     data = as_jpeg(soft(150, 211))
     expected = np.asarray(policy.apply(read_image(data), "k"))
-    np.testing.assert_array_equal(np.asarray(policy.read(data, "k")), expected)
+    seen = policy.read(data, "k")
+    assert seen.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(seen), expected)
     near = np.asarray(dataclasses.replace(policy, reduced=True).read(data, "k")).astype(int)
     assert near.shape == expected.shape
     assert 0 < np.abs(near - expected).max() <= 12 and np.abs(near - expected).mean() < 1
@@ -239,6 +241,34 @@ def test_read_is_read_image_and_apply(crop: Any) -> None:
         np.asarray(dataclasses.replace(policy, reduced=True).read(small, "k")),
         np.asarray(policy.read(small, "k")),
     )
+
+
+@pytest.mark.parametrize(
+    "kind", ["PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "ICO", "JPEG2000", "PPM", "TGA", "MPO"]
+)
+def test_read_gives_the_same_of_any_format(kind: str) -> None:
+    file = io.BytesIO()
+    soft(64, 64).save(file, kind)
+    policy = ImagePolicy(32, "grid", 16)
+    expected = np.asarray(policy.apply(read_image(file.getvalue())))
+    np.testing.assert_array_equal(np.asarray(policy.read(file.getvalue(), "k")), expected)
+
+
+def test_read_leaves_a_pillow_image_as_it_is() -> None:
+    for size in (32, 48):
+        image = soft(48, 48)
+        image.info["note"] = "mine"
+        before = np.array(image)
+        ImagePolicy(size, "grid", 16).read(image, "k").putpixel((0, 0), (1, 2, 3))
+        np.testing.assert_array_equal(np.asarray(image), before)
+        assert image.info == {"note": "mine"}
+
+
+def test_a_jpeg_of_the_right_size_keeps_its_pixels() -> None:
+    data = as_jpeg(soft(48, 71))
+    seen = ImagePolicy(None, "grid", 16).read(data, "k")
+    assert seen.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(seen), np.asarray(read_image(data))[:, 3:67])
 
 
 @pytest.mark.parametrize("reduced", [False, True])

@@ -55,7 +55,7 @@ class Photo:
     """A decoded picture, perhaps a reduced one."""
 
     image: Image.Image
-    """8-bit RGB, upright."""
+    """8-bit RGB, upright; perhaps of mode RGBX, whose fourth band means nothing."""
     size: Size
     """Of the whole picture, upright."""
     frame: Box
@@ -75,6 +75,9 @@ class _Request:
     name: str
     max_pixels: int
     needed: Callable[[Size], Size] | None = None
+    at_once: bool = False
+    """It is resized at once: the decoder's own image will do, and RGBX. A copy would cost as much
+    as decoding, where a picture is so large that the system has to find new memory for it."""
 
 
 def read_image(
@@ -103,51 +106,54 @@ def read_image(
         NotFoundError: no file at the path.
         RangeError: an array of another dtype, or floats outside [0, 1].
     """
-    return _read(source, max_pixels, name).image
+    return _read(source, _Request(name or _name_of(source), max_pixels)).image
 
 
-def read_reduced(
+def read_photo(
     source: Picture,
-    needed: Callable[[Size], Size],
+    needed: Callable[[Size], Size] | None = None,
     *,
     max_pixels: int = MAX_PIXELS,
     name: str | None = None,
 ) -> Photo:
-    """As `read_image`, but a large JPEG is decoded at 1/2, 1/4 or 1/8 of its sides.
+    """As `read_image`, for who resizes the picture at once: with less copying, perhaps reduced.
 
     Args:
-        needed: from a picture's size to the one that it is to be resized to. The smallest
-            fraction is taken that leaves at least twice that.
+        needed: from a picture's size to the one that it is to be resized to. A JPEG is decoded at
+            the smallest of 1/2, 1/4 and 1/8 of its sides that leaves at least twice that. None
+            for the whole picture.
 
     Raises:
         As `read_image`.
     """
-    return _read(source, max_pixels, name, needed)
+    request = _Request(name or _name_of(source), max_pixels, needed, at_once=True)
+    return _read(source, request)
 
 
-def _read(
-    source: Picture,
-    max_pixels: int,
-    name: str | None,
-    needed: Callable[[Size], Size] | None = None,
-) -> Photo:
+def _name_of(source: Picture) -> str:
     if isinstance(source, np.ndarray):
-        return Photo.whole(_read_array(source, max_pixels, name or "array"))
+        return "array"
+    if isinstance(source, Image.Image):
+        return str(getattr(source, "filename", "") or "image")
+    return f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+
+
+def _read(source: Picture, request: _Request) -> Photo:
+    if isinstance(source, np.ndarray):
+        return Photo.whole(_read_array(source, request.max_pixels, request.name))
     if isinstance(source, Image.Image):
         picture = source
-        label = name or str(getattr(source, "filename", "") or "image")
-        return _guarded(lambda: _decode(picture, _Request(label, max_pixels)), label)
+        return _guarded(lambda: _decode(picture, request), request.name)
     if isinstance(source, bytes):
-        request = _Request(name or f"{len(source)} bytes", max_pixels, needed)
         return _read_stream(io.BytesIO(source), request)
-    path, label = Path(source), name or str(source)
+    path, label = Path(source), request.name
     try:
         if path.is_dir():
             raise ImageError(f"{label}: is a folder; give one picture file")
         if path.exists() and not path.is_file():
             raise ImageError(f"{label}: is not a regular file; give one picture file")
         with open(path, "rb") as stream:
-            return _read_stream(stream, _Request(label, max_pixels, needed))
+            return _read_stream(stream, request)
     except FileNotFoundError as error:
         raise NotFoundError(f"{label}: no such file; check the path") from error
     except (OSError, ValueError) as error:
@@ -264,7 +270,8 @@ def _decode(image: Image.Image, request: _Request, stream: _Stream | None = None
     _check_size(image.size, request.name, request.max_pixels)  # icons learn their size only here
     # After load(), because TIFF turns itself upright there and then forgets its orientation.
     turn, _ = _TURN.get(_orientation(image), (None, ""))
-    return Photo.whole(_upright(_to_rgb(image), turn))
+    own = request.at_once and stream is not None
+    return Photo.whole(_upright(_to_rgb(image, own=own), turn))
 
 
 def _decode_jpeg(image: JpegImageFile, request: _Request, stream: _Stream) -> Photo:
@@ -272,8 +279,9 @@ def _decode_jpeg(image: JpegImageFile, request: _Request, stream: _Stream) -> Ph
     size = image.size
     upright = size if edges[0] in "lr" else size[::-1]
     scale = 1 if request.needed is None else _scale(upright, request.needed(upright))
-    loaded = load_jpeg(image, stream, scale)
-    rgb = _upright(_to_rgb(loaded, own=loaded is not image), turn)
+    padded = request.at_once and "icc_profile" not in image.info  # profiles are for plain RGB
+    loaded = load_jpeg(image, stream, scale, padded=padded)
+    rgb = _upright(_to_rgb(loaded, own=request.at_once or loaded is not image), turn)
     stored = {"l": 0.0, "t": 0.0, "r": -size[0] % scale / scale, "b": -size[1] % scale / scale}
     left, top, right, bottom = (stored[edge] for edge in edges)
     return Photo(rgb, upright, (left, top, rgb.width - right, rgb.height - bottom))
@@ -331,7 +339,7 @@ def _quiet_pillow() -> Iterator[None]:
 
 
 def _to_rgb(image: Image.Image, *, own: bool = False) -> Image.Image:
-    """A decoded image of any mode as a new RGB image; as itself where it is our own."""
+    """A decoded image of any mode as a new RGB one; `own` may stay what it is, RGB or RGBX."""
     if image.mode == "F":
         return _scale_floats(np.asarray(image))
     if image.mode.startswith("I"):
@@ -342,7 +350,7 @@ def _to_rgb(image: Image.Image, *, own: bool = False) -> Image.Image:
             return converted
     if image.has_transparency_data:
         return _over_white(image)
-    return image if own and image.mode == "RGB" else image.convert("RGB")
+    return image if own and image.mode in ("RGB", "RGBX") else image.convert("RGB")
 
 
 def _through_profile(image: Image.Image) -> Image.Image | None:

@@ -32,12 +32,15 @@ _MIN_SIDE = 16
 """Below, simplejpeg, which is told a smallest size, could take a smaller scale for the same one."""
 
 
-def load_jpeg(image: JpegImageFile, stream: _Stream, scale: int = 1) -> Image.Image:
+def load_jpeg(
+    image: JpegImageFile, stream: _Stream, scale: int = 1, *, padded: bool = False
+) -> Image.Image:
     """The pixels of a JPEG that Pillow has opened on `stream` but not loaded.
 
     Args:
         scale: 1, or one of SCALES: the sides, at least twice as long, are divided by it, rounded
             up.
+        padded: RGB may come as RGBX, whose fourth band means nothing. That saves a copy.
 
     Returns:
         A new image with the same `info`, or `image` itself, loaded.
@@ -45,7 +48,7 @@ def load_jpeg(image: JpegImageFile, stream: _Stream, scale: int = 1) -> Image.Im
     Raises:
         Whatever Pillow raises for broken files.
     """
-    fast = _by_simplejpeg(image, stream, scale)
+    fast = _by_simplejpeg(image, stream, scale, padded)
     if fast is not None:
         return fast
     if scale > 1:
@@ -54,7 +57,9 @@ def load_jpeg(image: JpegImageFile, stream: _Stream, scale: int = 1) -> Image.Im
     return image
 
 
-def _by_simplejpeg(image: JpegImageFile, stream: _Stream, scale: int) -> Image.Image | None:
+def _by_simplejpeg(
+    image: JpegImageFile, stream: _Stream, scale: int, padded: bool
+) -> Image.Image | None:
     """None where Pillow has to do it."""
     decode = fast_decoder()
     # Not of a subclass, such as MPO.
@@ -73,8 +78,11 @@ def _by_simplejpeg(image: JpegImageFile, stream: _Stream, scale: int) -> Image.I
         return None
     if values.shape[:2] != (height, width):
         return None
-    rawmode = "RGBX" if image.mode == "RGB" else "L"
-    result = Image.frombytes(image.mode, (width, height), values, "raw", rawmode, 0, 1)
+    if image.mode == "RGB" and not padded:
+        result = Image.frombytes("RGB", (width, height), values, "raw", "RGBX", 0, 1)
+    else:
+        mode = "RGBX" if image.mode == "RGB" else "L"
+        result = Image.frombuffer(mode, (width, height), values, "raw", mode, 0, 1)
     result.info = image.info
     return result
 
