@@ -400,7 +400,7 @@ def test_a_jpeg_is_reduced_while_twice_what_is_needed_is_left(
 def test_a_reduced_photo_lies_where_the_whole_one_does(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    height, width = 131, 149  # a quarter is 32.75 by 37.25
+    height, width = 129, 149  # a quarter is 32.25 by 37.25
     image = Image.fromarray(ramps(height, width))
     data = stored(image, "JPEG", exif=exif, quality=100, subsampling=0)
     photo = read_photo(data, lambda size: (16, 16))

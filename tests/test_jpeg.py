@@ -170,9 +170,8 @@ def test_turned_and_profiled_photos_are_the_same(counted: Counted) -> None:
     assert counted.gave == 12
 
 
-def test_what_is_not_ordinary_is_left_to_pillow(
-    counted: Counted, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_not_ordinary_is_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jpeg, "fast_decoder", lambda: lambda *a, **k: pytest.fail("was asked"))
     plain = stored(photo(33, 47), "JPEG")
     arithmetic = plain.replace(b"\xff\xc0\0\x11\x08", b"\xff\xc9\0\x11\x08")
     assert arithmetic != plain
@@ -185,7 +184,6 @@ def test_what_is_not_ordinary_is_left_to_pillow(
         check_outcome(data)
     monkeypatch.setattr(jpeg, "_MAX_BYTES", len(plain) - 1)
     check_outcome(plain)
-    assert counted.gave == 0
 
 
 def test_other_sides_than_pillows_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
