@@ -1,7 +1,8 @@
 """`semhitok tokenize` from JPEGs to shards, against what its parts cost one by one.
 
-python benchmarks/tokenize_speed.py ../shared/data/flickr8k-train.parquet
+python benchmarks/tokenize_speed.py ../shared/data/kodak-test.parquet
 
+The photos are stored as JPEGs of `--side` in a parquet file, again and again until they are enough.
 First the core-seconds of a picture, on one thread and with nothing beside it: to decode, to resize
 and cut, to encode. No job can be faster than all cores busy with these and nothing else. Then
 whole jobs with all cores; the rate is of their second half, so that neither imports nor the
@@ -12,23 +13,31 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from decode_jpeg import as_jpeg
 from protocol import bar, protocol, show
 
 from semhitok import SemHiTok
-from semhitok.data.sources import ImageSource, SubsetSource, open_source
+from semhitok.data.sources import ImageSource, open_source
 from semhitok.data.tokens import TokenMetadata
 from semhitok.images import ImagePolicy, read_image, to_tensor
 from semhitok.tokenize.job import TokenizeJob
 from semhitok.tokenize.plan import Plan
 
 SAMPLE = 128
+
+
+def write_photos(source: ImageSource, path: Path, count: int, side: int) -> None:
+    """Parquet of `count` JPEGs."""
+    files = [as_jpeg(source.read(n), side, quality=90) for n in range(min(len(source), 64))]
+    rows = [{"bytes": files[n % len(files)], "path": f"{n}.jpg"} for n in range(count)]
+    pq.write_table(pa.table({"image": rows}), path, row_group_size=100)
 
 
 def core_seconds(model: SemHiTok, source: ImageSource, policy: ImagePolicy) -> dict[str, float]:
@@ -79,37 +88,28 @@ def job_rate(
     return (marks[-1][1] - middle[1]) / (marks[-1][0] - middle[0])
 
 
-def command_rate(arguments: list[str], pictures: int, ranks: int) -> float:
-    """Pictures a second of the whole command, its start included; ranks of one thread each."""
-    env = dict(os.environ)
-    launcher = [sys.executable, "-m", "semhitok"]
-    if ranks > 1:
-        env["OMP_NUM_THREADS"] = "1"
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        launcher = [sys.executable, *torchrun, "-m", "semhitok"]
-        arguments = [*arguments, "--workers", "0"]
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        subprocess.run(
-            [*launcher, "tokenize", *arguments, "--out", f"{folder}/out"],
-            env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        return pictures / (time.perf_counter() - started)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("data", help="anything that holds JPEGs")
+    parser.add_argument("data", help="anything that holds pictures")
+    parser.add_argument("--side", type=int, default=500, help="long side of the JPEGs in pixels")
     parser.add_argument("--pictures", type=int, default=2048)
     parser.add_argument("--model", default="tiny")
     options = parser.parse_args()
 
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     model = SemHiTok.from_pretrained(options.model, parts=("encode",))
-    source = open_source(options.data)
-    source = SubsetSource(source, range(min(options.pictures, len(source))))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "photos.parquet"
+        write_photos(open_source(options.data), path, options.pictures, options.side)
+        measure(model, open_source(path), options, cores, threads)
+
+
+def measure(
+    model: SemHiTok, source: ImageSource, options: argparse.Namespace, cores: int, threads: int
+) -> None:
+    """All tables."""
     policy = ImagePolicy(model.config.image_size, "square", model.patch_size)
-    print(protocol(1, f"{len(source)} pictures of {options.data}, model {options.model}"))
+    print(protocol(1, f"{len(source)} JPEGs of {options.side} px, model {options.model}"))
     parts = core_seconds(model, source, policy)
     total = sum(parts.values())
     bound = cores / total

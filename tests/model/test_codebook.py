@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import Tensor
@@ -142,6 +145,40 @@ def test_rows_of_offsets_are_those_of_the_table(rank: int | None) -> None:
     assert torch.allclose(book.offsets.rows(parents, indices), book.offsets.table(), atol=1e-6)
     assert torch.allclose(book.lookup(parents, indices), book.table(), atol=1e-6)
     assert book.table().std(dim=0).min() > 0  # parents differ, so that a mix-up would show
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_search_follows_every_change_of_the_codes(rank: int | None) -> None:
+    book, (latents, parents) = codebook(rank).eval(), some_latents()
+    changes = [
+        lambda: book.base.mul_(-1),
+        lambda: next(book.offsets.parameters()).detach().flatten()[:9].fill_(3.0),
+        lambda: book.load_state_dict({n: -t for n, t in book.state_dict().items()}),
+    ]
+    seen = [book.search(latents, parents)]
+    assert book.search(latents, parents).equal(seen[0])
+    for change in changes:
+        with torch.no_grad():
+            change()
+        seen.append(book.search(latents, parents))
+        fresh = copy.deepcopy(book).train()  # makes its table anew each time
+        assert seen[-1].equal(fresh.search(latents, parents))
+    assert not seen[0].equal(seen[1]) and not seen[1].equal(seen[3])
+    again = pickle.loads(pickle.dumps(book))
+    assert len(pickle.dumps(book)) == len(pickle.dumps(fresh.eval()))
+    assert again.search(latents, parents).equal(seen[-1])
+
+
+def test_the_table_is_made_once_where_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    book, (latents, parents) = codebook().eval(), some_latents()
+    calls, table = [], HierarchicalCodebook.table
+    monkeypatch.setattr(
+        HierarchicalCodebook, "table", lambda self: (calls.append(1), table(self))[1]
+    )
+    for _ in range(3):
+        with torch.inference_mode():
+            book.search(latents, parents)
+    assert len(calls) == 1
 
 
 def test_low_rank_offsets_can_learn_from_their_start() -> None:

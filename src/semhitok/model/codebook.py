@@ -7,6 +7,7 @@ averages of `semhitok.train.ema`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +129,7 @@ class HierarchicalCodebook(nn.Module):
         super().__init__()
         self.base = nn.Parameter(torch.randn(num_codes, code_dim))
         self.offsets = offsets
+        self._made: tuple[tuple[tuple[int, int], ...], Tensor] | None = None
         # Mean code vector of each parent's patches in training: the guess where only i is known.
         self.register_buffer("typical", torch.zeros(offsets.num_parents, code_dim))
 
@@ -162,8 +164,24 @@ class HierarchicalCodebook(nn.Module):
         self, latents: Float[Tensor, "*grid d"], parents: Int64[Tensor, "*grid"]
     ) -> Int64[Tensor, "*grid"]:
         """Pixel codes j of the latents."""
-        flat = nearest_in_parent(latents.flatten(0, -2), parents.flatten(), self.table())
+        flat = nearest_in_parent(latents.flatten(0, -2), parents.flatten(), self._current_table())
         return flat.view(parents.shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": None}
+
+    def _current_table(self) -> Tensor:
+        """The table of the weights as they are; made anew only where they have changed.
+
+        For a few patches it takes longer to make than to search.
+        """
+        weights = (self.base, *self.offsets.parameters())
+        if self.training or any(weight.is_inference() for weight in weights):
+            return self.table()  # of inference tensors nobody counts the changes
+        state = tuple((weight.data_ptr(), weight._version) for weight in weights)
+        if self._made is None or self._made[0] != state:
+            self._made = (state, self.table())
+        return self._made[1]
 
     def lookup(
         self, parents: Int64[Tensor, "*grid"], indices: Int64[Tensor, "*grid"]
