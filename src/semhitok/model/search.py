@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-ROW_TILE = 512
+ROW_TILE = 1024
 CODE_TILE = 2048
 CODE_BLOCK = 64
 """Codes whose largest score stands for them all in the first pass; divides CODE_TILE."""
