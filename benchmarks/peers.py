@@ -265,7 +265,7 @@ def code_of(folder: Path) -> Iterator[None]:
 
 
 def _is_of(name: str, folder: Path) -> bool:
-    spec = sys.modules[name].__spec__
+    spec = getattr(sys.modules[name], "__spec__", None)
     if spec is None or isinstance(spec.loader, Stubs):
         return spec is not None
     # A folder without __init__.py, as some of theirs are, has no origin.
