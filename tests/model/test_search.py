@@ -198,3 +198,13 @@ def test_half_precision_is_searched_in_float32() -> None:
 def test_search_takes_no_gradient() -> None:
     x, codes = normal(4, 8).requires_grad_(), normal(6, 8, seed=1).requires_grad_()
     assert not nearest(x, codes).requires_grad
+
+
+@pytest.mark.parametrize("count", [300, 5000])
+def test_autocast_changes_no_index(count: int) -> None:
+    x, codes = normal(400, 16), normal(count, 16, seed=1)
+    table, parents = codes[:300].unflatten(0, (30, 10)), torch.arange(400) % 30
+    flat, own = nearest(x, codes), nearest_in_parent(x, parents, table)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert nearest(x, codes).equal(flat)
+        assert nearest_in_parent(x, parents, table).equal(own)

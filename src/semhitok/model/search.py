@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from semhitok.model.precision import products_in
+
 ROW_TILE = 1024
 CODE_TILE = 2048
 CODE_BLOCK = 64
@@ -25,7 +27,11 @@ GATHER_VALUES = 1 << 21
 @torch.no_grad()
 def nearest(x: Float[Tensor, "n d"], codes: Float[Tensor, "k d"]) -> Int64[Tensor, "n"]:
     """Index of the code at the smallest Euclidean distance to each row of `x`."""
-    x, codes = x.float(), codes.float()
+    with products_in(torch.float32, x.device):  # autocast would round every score
+        return _nearest(x.float(), codes.float())
+
+
+def _nearest(x: Float[Tensor, "n d"], codes: Float[Tensor, "k d"]) -> Int64[Tensor, "n"]:
     indices = torch.empty(len(x), dtype=torch.int64, device=x.device)
     norms = codes.norm(dim=-1)
     half_norms, largest = norms.square() / 2, norms.max()
@@ -49,7 +55,13 @@ def nearest_in_parent(
     """Index of the nearest among the m codes of each row's own parent, and of no other."""
     if len(table) == 1:  # one codebook for all: nothing to gather
         return nearest(x, table[0])
-    x, table = x.float(), table.float()
+    with products_in(torch.float32, x.device):
+        return _nearest_in_parent(x.float(), parents, table.float())
+
+
+def _nearest_in_parent(
+    x: Float[Tensor, "n d"], parents: Int64[Tensor, "n"], table: Float[Tensor, "k m d"]
+) -> Int64[Tensor, "n"]:
     m, d = table.shape[1:]
     indices = torch.empty(len(x), dtype=torch.int64, device=x.device)
     step = max(1, GATHER_VALUES // (m * d))
