@@ -34,6 +34,11 @@ class Counted:
         return np.asarray(values)
 
 
+@pytest.fixture(autouse=True)
+def _small_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jpeg, "MIN_PIXELS", 0)
+
+
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
     decoder = Counted()
@@ -204,3 +209,14 @@ def test_it_is_used_only_where_its_pixels_are_pillows(
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
     assert fresh_decoder() is None
     assert read_image(stored(photo(33, 47), "JPEG")).size == (47, 33)
+
+
+def test_small_pictures_are_left_to_pillow(
+    counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jpeg, "MIN_PIXELS", 64 * 48)
+    for width, calls in ((63, 0), (64, 1)):
+        stream = io.BytesIO()
+        Image.new("RGB", (width, 48), "red").save(stream, "JPEG")
+        read_image(stream.getvalue())
+        assert counted.gave == calls

@@ -28,6 +28,9 @@ _FORMATS = {"RGB": "RGBX", "L": "GRAY"}
 _HUFFMAN = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive
 _MAX_BYTES = 1 << 26
 """Longer files are left to Pillow, which reads them piece by piece."""
+MIN_PIXELS = 1 << 18
+"""Smaller pictures are left to Pillow: it is the same library, and what simplejpeg saves in memory
+traffic on large ones it loses on small ones, as its four channels take longer to resize."""
 _MIN_SIDE = 16
 """Below, simplejpeg, which is told a smallest size, could take a smaller scale for the same one."""
 
@@ -65,7 +68,7 @@ def _by_simplejpeg(
     # Not of a subclass, such as MPO.
     if decode is None or type(image) is not JpegImageFile or image.mode not in _FORMATS:
         return None
-    if scale > 1 and max(image.size) < _MIN_SIDE:
+    if image.width * image.height < MIN_PIXELS or (scale > 1 and max(image.size) < _MIN_SIDE):
         return None
     stream.seek(0)
     data = stream.read(_MAX_BYTES + 1)

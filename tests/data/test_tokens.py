@@ -229,3 +229,19 @@ def test_a_flipped_bit_never_changes_a_token(tmp_path: Path) -> None:
                 assert torch.equal(given.pixel, read.pixel)
         except FormatError as error:
             assert "\n" not in str(error)
+
+
+def test_codes_are_stored_small(tmp_path: Path) -> None:
+    """Semantic codes that run on from patch to patch as such, all else by dictionaries."""
+    runs = torch.arange(64).repeat_interleave(4).reshape(16, 16)
+    records = [
+        TokenRecord(f"{n}", runs, torch.zeros_like(runs), {"captions": ["a b c"] * 5, "label": 3})
+        for n in range(200)
+    ]
+    write_tokens(tmp_path / "t.parquet", records, replace(METADATA, num_semantic=64))
+    file = pq.ParquetFile(tmp_path / "t.parquet").metadata.row_group(0)
+    columns = {file.column(n).path_in_schema: file.column(n) for n in range(file.num_columns)}
+    plain = [name for name, column in columns.items() if "RLE_DICTIONARY" not in column.encodings]
+    assert plain == ["semantic.list.element"]
+    assert all(column.compression == "ZSTD" for column in columns.values())
+    assert (tmp_path / "t.parquet").stat().st_size < 200 * 40
