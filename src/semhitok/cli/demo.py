@@ -109,7 +109,7 @@ def photos() -> ImageSource:
     files = [file for file in PHOTOS if (root / file).is_file()]
     if not files:
         raise DataError("this scikit-image carries no photos; give pictures: semhitok demo IMAGES")
-    return FolderSource(root, files)
+    return FolderSource(root, {file: (root / file).stat().st_size for file in files})
 
 
 def _exhibits(

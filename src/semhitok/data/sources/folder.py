@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from semhitok.data.sources.base import ACCEPTED, ImageSource
 from semhitok.data.sources.names import Names
 from semhitok.errors import DataError, ImageError
 from semhitok.images import picture_suffixes, reason
-from semhitok.storage import Place, file_size, find_files, is_remote, read_file
+from semhitok.storage import Place, find_files, is_remote, read_file
 
 
 class FolderSource(ImageSource):
@@ -20,10 +20,10 @@ class FolderSource(ImageSource):
     Names that begin with a dot are passed over, and so are linked folders.
     """
 
-    def __init__(self, root: Place, files: Sequence[str] | None = None) -> None:
+    def __init__(self, root: Place, files: Mapping[str, int] | None = None) -> None:
         """Args:
             root: the folder, local or in a store.
-            files: relative paths with forward slashes; None looks for all pictures.
+            files: relative paths with forward slashes, and bytes; None looks for all pictures.
 
         Raises:
             DataError: no picture below `root`.
@@ -31,7 +31,7 @@ class FolderSource(ImageSource):
         self.root = root
         self.name = root.resolve().name
         self.remote = is_remote(root)
-        found = find_files(root, picture_suffixes()) if files is None else dict.fromkeys(files, -1)
+        found = find_files(root, picture_suffixes()) if files is None else files
         self._files = Names(found)
         self._sizes = np.fromiter(found.values(), dtype=np.int64, count=len(found))
         if not self._files:
@@ -53,12 +53,4 @@ class FolderSource(ImageSource):
             raise ImageError(f"{self.key(index)}: is gone ({reason(error)})") from error
 
     def _identity(self) -> Iterable[str]:
-        for file, size in zip(self._files, self._sizes, strict=True):
-            yield f"{file} {self._size(file) if size < 0 else size}"
-
-    def _size(self, file: str) -> int | str:
-        """Of a file that was named, not found."""
-        try:
-            return file_size(self.root / file)
-        except FileNotFoundError:
-            return "missing"
+        return (f"{file} {size}" for file, size in zip(self._files, self._sizes, strict=True))

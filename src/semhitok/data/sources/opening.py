@@ -16,7 +16,7 @@ from semhitok.data.sources.parquet import ParquetSource
 from semhitok.data.sources.tar import TarSource
 from semhitok.errors import DataError, NotFoundError
 from semhitok.images import picture_suffixes
-from semhitok.storage import Place, find_files, is_file, is_folder, locate
+from semhitok.storage import Place, file_size, find_files, is_file, is_folder, locate
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w./-]+)?")
 
@@ -47,16 +47,17 @@ def open_source(data: str | Place | Sequence[str | Place]) -> ImageSource:
 
 
 def _open_folder(folder: Place) -> ImageSource:
+    found = find_files(folder, picture_suffixes() | {".parquet", ".tar"})
     kinds: tuple[tuple[str, type[ParquetSource | TarSource]], ...] = (
         (".parquet", ParquetSource),
         (".tar", TarSource),
     )
     for suffix, kind in kinds:
-        files = list(find_files(folder, {suffix}))
+        files = [file for file in found if file.lower().endswith(suffix)]
         if files:
             sources = [kind(folder / file, name=file) for file in files]
             return sources[0] if len(files) == 1 else ConcatSource(sources, folder.resolve().name)
-    return FolderSource(folder)
+    return FolderSource(folder, found)
 
 
 def _open_file(path: Place) -> ImageSource:
@@ -68,7 +69,7 @@ def _open_file(path: Place) -> ImageSource:
     if suffix == ".jsonl":
         return JsonlSource(path)
     if suffix in picture_suffixes():
-        return FolderSource(path.parent, files=[path.name])
+        return FolderSource(path.parent, {path.name: file_size(path)})
     raise DataError(f"{path}: a {suffix or 'file without suffix'}; accepted: {ACCEPTED}")
 
 
