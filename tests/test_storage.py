@@ -118,14 +118,19 @@ def test_a_store_that_is_down_is_one_line(store: Store, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value) and time.monotonic() - started < 30
 
 
+class NoCredentialsError(Exception):
+    """What S3's library raises where there are none; no PermissionError."""
+
+
+@pytest.mark.parametrize("kind", [PermissionError, NoCredentialsError])
 def test_a_store_that_refuses_is_not_asked_again(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    kind: type[Exception], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, calls = locate(f"s3://{BUCKET}/x"), []
 
     def refuse(*_: object, **__: object) -> bytes:
         calls.append(1)
-        raise PermissionError("Access Denied")
+        raise kind("Access Denied")
 
     monkeypatch.setattr(place.fs, "cat_file", refuse)  # type: ignore[union-attr]
     with pytest.raises(StorageError, match="the store refuses .*Access Denied.*credentials"):

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import uuid4
 
 from upath import UPath
 
@@ -272,7 +271,7 @@ def check_folder(folder: Place, needed_bytes: int = 0) -> None:
     if isinstance(folder, Path):
         check_writable(folder, needed_bytes)
         return
-    probe = folder / f".writable-{uuid4().hex}"
+    probe = folder / ".writable"
     try:
         write_bytes(probe, b"\0")
         remove_file(probe)
@@ -296,12 +295,12 @@ def _ask(place: UPath, request: Callable[[Any, str], _Result]) -> _Result:
             return request(place.fs, place.path)
         except FileNotFoundError:
             raise
-        except PermissionError as error:
-            raise StorageError(
-                f"{place}: the store refuses ({reason(error)}); check the credentials, then start "
-                "again: what is written stays"
-            ) from error
         except Exception as error:  # noqa: BLE001 - each store's library has its own kinds
+            if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+                raise StorageError(
+                    f"{place}: the store refuses ({reason(error)}); check the credentials, then "
+                    "start again: what is written stays"
+                ) from error
             if attempt == ATTEMPTS - 1:
                 raise StorageError(
                     f"{place}: the store failed {ATTEMPTS} times ({reason(error)}); see whether it "

@@ -27,4 +27,5 @@ def test_progress_is_a_line_a_minute_where_nobody_watches(
 
 
 def test_long_times_are_hours() -> None:
-    assert [console._duration(s) for s in (20.0, 7000.0, 9000.0)] == ["0 min", "117 min", "2.5 h"]
+    texts = [console.duration(s) for s in (20.0, 130.0, 7000.0, 9000.0)]
+    assert texts == ["20 s", "2 min", "117 min", "2.5 h"]

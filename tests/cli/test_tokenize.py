@@ -206,7 +206,7 @@ def test_a_dry_run_tells_and_writes_nothing(
     arguments = ["tokenize", str(photos), "--model", str(model), "--dry-run", "--workers", "0"]
     assert cli.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["pictures", "shards", "bytes", "hours", "sample"]
+    assert [line.split()[0] for line in lines] == ["pictures", "shards", "bytes", "time", "sample"]
     assert not out.exists()
 
 

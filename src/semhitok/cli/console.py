@@ -160,7 +160,7 @@ class _Lines:
         left = (now - self.started) / done * (self.total - done)
         message(
             f"{self.what}: {done:,} of {self.total:,} ({done / max(self.total, 1):.1%}), "
-            f"{_rate(done, failed, now - self.started)}, {_duration(left)} left"
+            f"{_rate(done, failed, now - self.started)}, {duration(left)} left"
         )
 
 
@@ -169,7 +169,10 @@ def _rate(done: int, failed: int, seconds: float) -> str:
     return f"{rate}, {failed:,} failed" if failed else rate
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """As one reads it: 45 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 

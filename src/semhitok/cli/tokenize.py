@@ -18,6 +18,7 @@ from semhitok.cli.console import (
     JsonOption,
     ModelOption,
     SizeOption,
+    duration,
     log_to_stderr,
     make_pairs,
     message,
@@ -215,7 +216,7 @@ def _tell_estimate(job: TokenizeJob, workers: int | None, as_json: bool) -> None
         "pictures": f"{found.pictures:,}",
         "shards": f"{found.shards:,}",
         "bytes": f"{found.bytes:,} ({found.bytes / found.pictures:,.0f} a picture)",
-        "hours": f"{found.hours:,.2f} at {found.images_per_s:,.1f} pictures/s",
+        "time": f"{duration(3600 * found.hours)} at {found.images_per_s:,.1f} pictures/s",
         "sample": f"{found.sampled:,} pictures, {found.failed:,} of them failed",
     }
     print_table(make_pairs(rows))
