@@ -199,7 +199,7 @@ def _store() -> Iterator[Store]:
 
 
 @pytest.fixture
-def store(_store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+def store(_store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Store]:
     """An S3 server on loopback with one bucket; it fails only where a test tells it to."""
     from semhitok import storage
 
@@ -208,6 +208,7 @@ def store(_store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(storage, "PAUSE_S", 0.01)
+    monkeypatch.setattr(storage, "CACHE", tmp_path / "cache")
     place = storage.locate(f"s3://{BUCKET}")
     if not place.fs.exists(BUCKET):  # type: ignore[union-attr]
         place.fs.mkdir(BUCKET)  # type: ignore[union-attr]

@@ -3,14 +3,17 @@ whole: a half file is never seen, and a store that stumbles is asked again."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
 import time
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from upath import UPath
 
 from semhitok.errors import MissingExtraError, NotFoundError, StorageError
@@ -27,6 +30,9 @@ PAUSE_S = 0.5
 """Before the second request; doubled before each later one."""
 
 BUFFER_BYTES = 1 << 20
+
+CACHE = Path(os.environ.get("SEMHITOK_CACHE") or Path.home() / ".cache" / "semhitok")
+"""What was found in stored files; may be deleted."""
 
 _Result = TypeVar("_Result")
 log = logging.getLogger(__name__)
@@ -228,6 +234,40 @@ class _RangeFile(io.RawIOBase):
         buffer[:count] = read_file(self._place, self._at, self._at + count)
         self._at += count
         return count
+
+
+def remembered(
+    kind: str, place: Place, told: str, make: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """What `make` finds in a stored file, kept on this machine until the file changes.
+
+    Args:
+        kind: what it is, a word.
+        told: what else decides the result.
+
+    Raises:
+        StorageError: the store does not answer.
+    """
+    assert isinstance(place, UPath)
+    state = _ask(place, lambda fs, path: str(fs.ukey(path)))
+    name = hashlib.sha256("\0".join((kind, str(place), state, told)).encode()).hexdigest()
+    path = CACHE / f"{kind}-{name}.npz"
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, zipfile.BadZipFile):
+        log.warning("%s is damaged; made anew", path)
+    made = make()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = io.BytesIO()
+        np.savez(data, **made)  # type: ignore[arg-type]
+        write_bytes(path, data.getvalue())
+    except (OSError, StorageError) as error:  # it only has to be found again
+        log.warning("%s cannot be kept (%s); see SEMHITOK_CACHE", path, reason(error))
+    return made
 
 
 # ------------------------------------------------------------------------------------- writing

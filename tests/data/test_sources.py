@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from s3 import BUCKET, Store
 
+from semhitok import storage
 from semhitok.data.sources import (
     ConcatSource,
     FolderSource,
@@ -28,8 +29,11 @@ from semhitok.data.sources import (
     TarSource,
     open_source,
 )
+from semhitok.data.sources import tar as tar_module
 from semhitok.errors import DataError, ImageError, NotFoundError, StorageError
 from semhitok.storage import Place, locate, remove_file, write_bytes
+
+KINDS = ("png", "cls")
 
 
 def png(level: int) -> bytes:
@@ -288,6 +292,33 @@ def test_every_kind_of_data_in_a_store(store: Store, tmp_path: Path) -> None:
     write_bytes(root / "empty" / "notes.txt", b"x")
     with pytest.raises(DataError, match="holds no pictures"):
         open_source(f"{root}/empty")
+
+
+def test_a_tar_in_a_store_is_read_through_once(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {f"{n}.{kind}": png(n) if kind == "png" else b"7" for n in (1, 2) for kind in KINDS}
+    (tmp_path / "local").mkdir()
+    local = write_tar(tmp_path / "local" / "a.tar", files)
+    root = locate(f"s3://{BUCKET}/{tmp_path.name}")
+    fill(root, tmp_path / "local")
+    first = open_source(f"{root}/a.tar")
+    opened: list[object] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(tar_module, "open_file", lambda place: opened.append(place))
+        again = open_source(f"{root}/a.tar")
+    assert not opened and again.fingerprint() == first.fingerprint()
+    assert levels(again) == [1, 2] and again.meta(1) == {"label": 7}
+    labels = again.labels()
+    assert labels is not None and labels.tolist() == [7, 7]
+    write_bytes(root / "a.tar", write_tar(local, {**files, "3.png": png(3)}).read_bytes())
+    assert len(open_source(f"{root}/a.tar")) == 3, "a changed tar is read anew"
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(b"damaged")
+    assert len(open_source(f"{root}/a.tar")) == 3
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(storage, "CACHE", tmp_path / "file" / "cache")
+    assert len(open_source(f"{root}/a.tar")) == 3, "without a place to keep it, it works too"
 
 
 def test_a_picture_that_is_gone_from_a_store(store: Store, tmp_path: Path) -> None:

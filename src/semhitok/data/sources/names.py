@@ -15,11 +15,21 @@ class Names(Sequence[str]):
     def __init__(self, names: Iterable[str]) -> None:
         parts = [name.encode("utf-8", "surrogateescape") for name in names]
         self._text = b"".join(parts)
-        lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
-        self._ends = np.concatenate([[0], np.cumsum(lengths)])
+        self._ends = np.cumsum(np.fromiter(map(len, parts), dtype=np.int64, count=len(parts)))
+
+    @classmethod
+    def of_arrays(cls, text: np.ndarray, ends: np.ndarray) -> Names:
+        """Inverse of `arrays`."""
+        names = cls(())
+        names._text, names._ends = text.tobytes(), ends
+        return names
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All there is: the `text` as bytes, and where each name ends in it."""
+        return {"text": np.frombuffer(self._text, dtype=np.uint8), "ends": self._ends}
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self._ends)
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -31,8 +41,8 @@ class Names(Sequence[str]):
         if isinstance(index, slice):
             return [self[n] for n in range(*index.indices(len(self)))]
         index = range(len(self))[index]
-        part = self._text[self._ends[index] : self._ends[index + 1]]
-        return part.decode("utf-8", "surrogateescape")
+        start = self._ends[index - 1] if index else 0
+        return self._text[start : self._ends[index]].decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
         return (self[index] for index in range(len(self)))

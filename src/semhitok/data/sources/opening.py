@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from upath import UPath
@@ -16,7 +17,10 @@ from semhitok.data.sources.parquet import ParquetSource
 from semhitok.data.sources.tar import TarSource
 from semhitok.errors import DataError, NotFoundError
 from semhitok.images import picture_suffixes
-from semhitok.storage import Place, file_size, find_files, is_file, is_folder, locate
+from semhitok.storage import Place, file_size, find_files, is_file, is_folder, is_remote, locate
+
+REQUESTS = 16
+"""Files of a store that are opened at once."""
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w./-]+)?")
 
@@ -55,7 +59,9 @@ def _open_folder(folder: Place) -> ImageSource:
     for suffix, kind in kinds:
         files = [file for file in found if file.lower().endswith(suffix)]
         if files:
-            sources = [kind(folder / file, name=file) for file in files]
+            # Each asks for its headers: in a store the waiting is done side by side.
+            with ThreadPoolExecutor(REQUESTS if is_remote(folder) else 1) as pool:
+                sources = list(pool.map(kind, [folder / file for file in files], files))
             return sources[0] if len(files) == 1 else ConcatSource(sources, folder.resolve().name)
     return FolderSource(folder, found)
 

@@ -13,7 +13,7 @@ from semhitok.data.sources.base import ACCEPTED, ImageSource
 from semhitok.data.sources.names import Names
 from semhitok.errors import DataError, ImageError
 from semhitok.images import picture_suffixes, reason
-from semhitok.storage import Place, is_remote, open_file, read_file
+from semhitok.storage import Place, is_remote, open_file, read_file, remembered
 
 TOLD = ("json", "txt", "cls")
 """Kinds of a sample's files, beside its picture, that are read."""
@@ -24,7 +24,8 @@ NOWHERE = (-1, 0)
 class TarSource(ImageSource):
     """The samples of one WebDataset shard: files that share their name up to its first dot.
 
-    The headers are read once; a picture is then one seek and one read. `.json` is spread over
+    The headers are read once; a picture is then one seek and one read. What was found in a tar of
+    a store is kept on this machine (`storage.CACHE`). `.json` is spread over
     the meta, `.txt` gives `captions` (a line each), `.cls` the `label`.
     """
 
@@ -39,6 +40,17 @@ class TarSource(ImageSource):
         self.path = path
         self.name = name or path.name
         self.remote = is_remote(path)
+        if self.remote:  # a tar has no index: to make one it is read from end to end
+            contents = remembered("tar", path, " ".join(sorted(picture_suffixes())), self._list)
+        else:
+            contents = self._list()
+        if not contents["ends"].size:
+            raise DataError(f"{path}: holds no pictures; accepted: {ACCEPTED}")
+        self._keys = Names.of_arrays(contents["text"], contents["ends"])
+        self._places = contents["places"]  # (samples, picture and TOLD, offset and size) int64
+
+    def _list(self) -> dict[str, np.ndarray]:
+        """Keys and places of the samples that have a picture, as arrays."""
         suffixes = {suffix[1:] for suffix in picture_suffixes()}
         keys, places = [], []
         for key, parts in self._index().items():
@@ -46,10 +58,7 @@ class TarSource(ImageSource):
             if pictures:
                 keys.append(key)
                 places.append([parts.get(kind, NOWHERE) for kind in (pictures[0], *TOLD)])
-        if not keys:
-            raise DataError(f"{path}: holds no pictures; accepted: {ACCEPTED}")
-        self._keys = Names(keys)
-        self._places = np.array(places, dtype=np.int64)  # (samples, picture and TOLD, 2)
+        return {"places": np.array(places, dtype=np.int64), **Names(keys).arrays()}
 
     def __len__(self) -> int:
         return len(self._keys)
