@@ -94,8 +94,11 @@ def test_tar_files_are_written_and_checked(start: Start, tmp_path: Path, whole: 
     folder = tmp_path / "tars"
     plan.claim(folder)
     job = dataclasses.replace(job, plan=plan, folder=folder)
+    stale = folder / f".{Path(plan.shard_name(0)).stem}.tar.0.tmp"
+    stale.touch()
     job.run_rank()
     job.finish()
+    assert not stale.exists()
     assert [path.name for path in shards(folder)] == [path.name for path in shards(whole)]
     tars = sorted(folder.glob("*.tar"))
     assert [path.stem for path in tars] == [path.stem for path in shards(folder)]

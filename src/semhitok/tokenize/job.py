@@ -120,7 +120,8 @@ class TokenizeJob:
     def _clean(self, shard: int) -> None:
         """Remove what a killed writer left; a store shows nothing of the kind."""
         if isinstance(self.folder, Path):
-            for stale in self.folder.glob(f".{self.plan.shard_name(shard)}.*"):
+            stem = Path(self.plan.shard_name(shard)).stem
+            for stale in self.folder.glob(f".{stem}.*"):
                 stale.unlink(missing_ok=True)
 
     def _write(
