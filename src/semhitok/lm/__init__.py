@@ -1,0 +1,1 @@
+"""The multimodal model: a language model that reads and writes the tokenizer's ids."""
