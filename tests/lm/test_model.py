@@ -130,6 +130,31 @@ def test_padding_on_the_left_changes_nothing(make_unified: Make, tokens: torch.T
     assert torch.allclose(logits, model(tokens).logits, atol=1e-5)
 
 
+def test_the_language_model_keeps_its_attention(
+    make_language: Callable[..., PreTrainedModel], tiny_tokenizer: SemHiTok
+) -> None:
+    """A config that is put into another loses it, and with it the mask of what is to come."""
+    language = make_language()
+    UnifiedConfig(text_config=language.config)
+    assert language.config._attn_implementation == "sdpa"
+    language.set_attn_implementation("eager")
+    model = UnifiedModel.unite(language, tiny_tokenizer, text_length=37)
+    assert language.config._attn_implementation == "eager"
+    assert model.config._attn_implementation == "eager"
+
+
+def test_activation_checkpointing_changes_nothing(make_unified: Make, tokens: torch.Tensor) -> None:
+    model = make_unified().train()
+    gradients = []
+    for _ in range(2):
+        model.zero_grad()
+        model(tokens, labels=tokens, use_cache=False).loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+        model.activation_checkpointing_enable()
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert torch.allclose(plain, checkpointed, atol=1e-6)
+
+
 def test_trained_weights_of_the_language_model_stay(
     make_language: Callable[..., PreTrainedModel], tiny_tokenizer: SemHiTok, tmp_path: Path
 ) -> None:

@@ -64,9 +64,6 @@ class Level:
         reached = probs.cumsum(dim=-1)
         target = uniform.to(reached)[:, None] * reached[:, -1:]
         picked = torch.searchsorted(reached, target, right=True)
-        # Rounding must not lead past the last choice that has any probability.
-        last = (reached < reached[:, -1:]).sum(dim=-1, keepdim=True)
-        picked = picked.minimum(last)
         return (picked if order is None else order.gather(1, picked))[:, 0]
 
 

@@ -67,9 +67,6 @@ class UnifiedConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         self.semantic_dim, self.pixel_dim = semantic_dim, pixel_dim
         self.image_input, self.image_head = image_input, image_head
         self.head_width = head_width
-        if text_config is not None:
-            # Else the library would tie, or untie, the language model's two tables on loading.
-            kwargs["tie_word_embeddings"] = getattr(text_config, "tie_word_embeddings", False)
         super().__init__(**kwargs)
 
 
@@ -169,6 +166,8 @@ class UnifiedModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped
 
     def attach(self, tokenizer: SemHiTok) -> UnifiedModel:
         """Give the model the tokenizer that it was made with; the model itself.
+
+        The tokenizer stays where and as it is: it is no part of `parameters`, `state_dict` or `to`.
 
         Raises:
             FormatError: it is another tokenizer, or was loaded in parts.
