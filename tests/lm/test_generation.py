@@ -286,6 +286,33 @@ def test_sizes(make_unified: Make) -> None:
         reply(model, PROMPTS, sizes=[(9, 1)], max_new_tokens=5, stop=[1])
 
 
+@pytest.mark.parametrize("image_head", HEADS)
+def test_what_was_learned_is_drawn(make_unified: Make, image_head: str) -> None:
+    """A word, the picture that follows it, and the word after that."""
+    model = make_unified(image_head=image_head).train()
+    words, random = model.vocabulary, torch.Generator().manual_seed(0)
+    grids = [torch.randint(64, (2, 3), generator=random) for _ in PROMPTS[:2]]
+    taught = [
+        words.join([torch.tensor([3 + row]), grid, torch.tensor([20 + row, 1])])
+        for row, grid in enumerate(grids)
+    ]
+    tokens = torch.stack(taught)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = model(tokens, labels=tokens).loss
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    prompts = [torch.tensor([3]), torch.tensor([4])]
+    assert same(draw(model, prompts, (2, 3), sampling=GREEDY), grids)
+    replies = reply(
+        model, prompts, sizes=[(2, 3), (3, 3)], max_new_tokens=20, stop=[1], sampling=GREEDY
+    )
+    for row, one in enumerate(replies):
+        assert same(one, [grids[row], torch.tensor([20 + row])])
+
+
 # -- replies -----------------------------------------------------------------------------------
 
 

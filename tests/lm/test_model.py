@@ -73,6 +73,17 @@ def test_gradients_reach_everything_but_the_tokenizer(
     }
 
 
+@pytest.mark.parametrize("image_head", HEADS)
+@pytest.mark.parametrize("image_input", ["dual", "table"])
+def test_all_parameters_take_part_in_a_step_of_text(
+    make_unified: Make, image_input: str, image_head: str
+) -> None:
+    model = make_unified(image_input=image_input, image_head=image_head).train()
+    text = torch.tensor([[3, 7, 5]])
+    model(text, labels=text).loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 def test_image_ids_are_read_by_their_code_vectors(
     make_unified: Make, tiny_tokenizer: SemHiTok, tokens: torch.Tensor
 ) -> None:

@@ -196,7 +196,7 @@ class UnifiedModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped
 
         Raises:
             IdError: an id outside the vocabulary.
-            NotFoundError: image ids, and no tokenizer attached.
+            NotFoundError: image ids or training, and no tokenizer attached.
         """
         words = self.vocabulary
         words.check(input_ids)
@@ -206,7 +206,8 @@ class UnifiedModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped
         embedded: Tensor = self.get_input_embeddings()(input_ids.where(is_text, 0))
         markers = self.markers(input_ids[is_marker] - words.marker_offset)
         embedded = embedded.masked_scatter(is_marker[..., None], markers.to(embedded.dtype))
-        if is_image.any():
+        # In training even where there is none: data-parallel ranks must agree on who has gradients.
+        if self.training or is_image.any():
             image = self.adapter(input_ids[is_image] - words.image_offset, self.codes)
             embedded = embedded.masked_scatter(is_image[..., None], image.to(embedded.dtype))
         return embedded
