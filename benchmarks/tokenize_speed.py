@@ -119,7 +119,9 @@ def measure(
     )
     print(f"\nno job on {cores} cores is faster than {bound:.1f} pictures/s")
     rates = {}
-    for workers, own in ((max(0, cores - 1), threads), (cores, threads), (cores, 1), (0, threads)):
+    for workers, own in dict.fromkeys(
+        ((cores // 4, threads), (0, threads), (max(0, cores - 1), threads), (cores, 1))
+    ):
         rate = job_rate(model, source, policy, workers, own)
         rates[f"{workers} workers, {own} threads for the model"] = rate
     show(

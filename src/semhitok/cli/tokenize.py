@@ -90,7 +90,8 @@ def tokenize(
         typer.Option(
             "--workers",
             min=0,
-            help="Processes that read beside a model; by default all cores but one.",
+            help="Processes that read beside a model; by default all cores but one, a quarter "
+            "of them where the model is on the CPU.",
         ),
     ] = None,
     batch_size: BatchOption = 32,
@@ -194,9 +195,11 @@ def _run_here(job: TokenizeJob, workers: int | None) -> None:
 
 
 def _with_workers(job: TokenizeJob, workers: int | None) -> TokenizeJob:
-    """By default the cores of a rank but one, which feeds the model."""
+    """By default the cores of a rank but one, which feeds the GPU; a quarter where the model needs
+    the cores itself: a thread that waits for a core keeps all the others waiting."""
     if workers is None:
-        workers = max(0, (os.cpu_count() or 1) // _ranks()[1] - 1)
+        cores = (os.cpu_count() or 1) // _ranks()[1]
+        workers = cores // 4 if job.model.device.type == "cpu" else max(0, cores - 1)
     return dataclasses.replace(job, workers=workers)
 
 
