@@ -212,6 +212,6 @@ def store(_store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ite
     place = storage.locate(f"s3://{BUCKET}")
     if not place.fs.exists(BUCKET):  # type: ignore[union-attr]
         place.fs.mkdir(BUCKET)  # type: ignore[union-attr]
+    _store.heal()
     yield _store
-    _store.share = 0.0
-    _store.failures.clear()
+    _store.heal()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +23,29 @@ class Store:
     """Requests that it failed on purpose."""
     share: float = 0.0
     """Of the requests that fail."""
-    requests: list[str] = field(default_factory=list)
+    streaks: Counter[str] = field(default_factory=Counter)
+    """How often each request has failed in a row."""
+    random: random.Random = field(default_factory=lambda: random.Random(0))
+
+    def heal(self) -> None:
+        """As new, but for what is stored: each test meets the same failures."""
+        self.share, self.random = 0.0, random.Random(0)
+        self.failures.clear()
+        self.streaks.clear()
+
+    def how_to_fail(self, request: str) -> str:
+        """ "before", "after" or "cut"; empty for a good answer.
+
+        Where it only stumbles, nothing fails so often in a row that asking again is given up.
+        """
+        down = self.share >= 1.0
+        if not down and (self.streaks[request] >= 3 or self.random.random() >= self.share):
+            self.streaks[request] = 0
+            return ""
+        self.streaks[request] += 1
+        how = "before" if down else self.random.choice(("before", "after", "cut"))
+        self.failures.append(f"{how}: {request}")
+        return how
 
 
 @contextmanager
@@ -50,17 +73,11 @@ class _Stumbling:
     """Answers some requests by an error, before or after they took effect, or cuts the answer."""
 
     def __init__(self, inner: Answer, store: Store) -> None:
-        self.inner, self.store = inner, store
-        self.random, self.lock = random.Random(0), threading.Lock()
+        self.inner, self.store, self.lock = inner, store, threading.Lock()
 
     def __call__(self, environ: dict[str, Any], start_response: Answer) -> Iterable[bytes]:
         with self.lock:
-            self.store.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
-            fails = self.random.random() < self.store.share
-            ways = ("before", "after", "cut") if self.store.share < 1.0 else ("before",)
-            how = self.random.choice(ways) if fails else ""
-            if fails:
-                self.store.failures.append(f"{how}: {self.store.requests[-1]}")
+            how = self.store.how_to_fail(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
         if how in ("before", "after"):
             if how == "after":
                 list(self.inner(environ, lambda *_: None))

@@ -107,7 +107,7 @@ def test_a_store_that_stumbles_is_asked_again(store: Store, tmp_path: Path) -> N
     for number in range(20):
         write_bytes(root / str(number), bytes([number]) * 1000)
         assert read_file(root / str(number), 10, 500) == bytes([number]) * 490
-    assert len(store.failures) > 10, "nothing was tried again"
+    assert len(store.failures) > 8, "nothing was tried again"
 
 
 def test_a_store_that_is_down_is_one_line(store: Store, tmp_path: Path) -> None:
