@@ -52,7 +52,7 @@ def main() -> None:
     source = SubsetSource(whole, [n % len(whole) for n in range(options.pictures)])
     policy = ImagePolicy(options.size, "square", model.patch_size)
     metadata = TokenMetadata(
-        model=model.config.name, hash=model.hash, num_semantic=model.config.semantic.num_codes,
+        model=model.config.name, hash="benchmark", num_semantic=model.config.semantic.num_codes,
         num_pixel=model.config.pixel.num_codes, patch_size=model.patch_size,
         policy=policy.describe(), dtype="float32", version="benchmark",
     )  # fmt: skip

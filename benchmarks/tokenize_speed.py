@@ -69,7 +69,7 @@ def job_rate(
     torch.set_num_threads(threads)
     metadata = TokenMetadata(
         model=model.config.name,
-        hash=model.hash,
+        hash="benchmark",
         num_semantic=model.config.semantic.num_codes,
         num_pixel=model.config.pixel.num_codes,
         patch_size=model.patch_size,

@@ -208,7 +208,7 @@ def store(_store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ite
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(storage, "PAUSE_S", 0.01)
-    monkeypatch.setattr(storage, "CACHE", tmp_path / "cache")
+    monkeypatch.setenv("SEMHITOK_CACHE", str(tmp_path / "cache"))
     place = storage.locate(f"s3://{BUCKET}")
     if not place.fs.exists(BUCKET):  # type: ignore[union-attr]
         place.fs.mkdir(BUCKET)  # type: ignore[union-attr]

@@ -31,9 +31,6 @@ PAUSE_S = 0.5
 
 BUFFER_BYTES = 1 << 20
 
-CACHE = Path(os.environ.get("SEMHITOK_CACHE") or Path.home() / ".cache" / "semhitok")
-"""What was found in stored files; may be deleted."""
-
 _Result = TypeVar("_Result")
 log = logging.getLogger(__name__)
 
@@ -241,6 +238,8 @@ def remembered(
 ) -> dict[str, np.ndarray]:
     """What `make` finds in a stored file, kept on this machine until the file changes.
 
+    It is kept in SEMHITOK_CACHE, by default ~/.cache/semhitok, which may be deleted.
+
     Args:
         kind: what it is, a word.
         told: what else decides the result.
@@ -251,7 +250,8 @@ def remembered(
     assert isinstance(place, UPath)
     state = _ask(place, lambda fs, path: str(fs.ukey(path)))
     name = hashlib.sha256("\0".join((kind, str(place), state, told)).encode()).hexdigest()
-    path = CACHE / f"{kind}-{name}.npz"
+    folder = os.environ.get("SEMHITOK_CACHE") or os.path.expanduser("~/.cache/semhitok")
+    path = Path(folder) / f"{kind}-{name}.npz"
     try:
         with np.load(path) as arrays:
             return dict(arrays)

@@ -42,8 +42,9 @@ def test_round_trip_is_decode_of_encode(
     capsys.readouterr()
     out = tmp_path / "back"
     assert decode(tokens, "--out", out, "--model", model, "--batch-size", 2, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["pictures"] == 5
+    record = json.loads(capsys.readouterr().out)
     tok = SemHiTok.from_pretrained(model)
+    assert record["pictures"] == 5 and record["hash"] == tok.hash
     for number in range(5):
         x = tok.preprocess(photos / f"{number}.png", size="native", crop="grid")
         expected = to_pil(tok.decode(tok.encode(x))[0])

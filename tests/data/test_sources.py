@@ -18,7 +18,6 @@ import pytest
 from PIL import Image
 from s3 import BUCKET, Store
 
-from semhitok import storage
 from semhitok.data.sources import (
     ConcatSource,
     FolderSource,
@@ -317,7 +316,7 @@ def test_a_tar_in_a_store_is_read_through_once(
         path.write_bytes(b"damaged")
     assert len(open_source(f"{root}/a.tar")) == 3
     (tmp_path / "file").touch()
-    monkeypatch.setattr(storage, "CACHE", tmp_path / "file" / "cache")
+    monkeypatch.setenv("SEMHITOK_CACHE", str(tmp_path / "file" / "cache"))
     assert len(open_source(f"{root}/a.tar")) == 3, "without a place to keep it, it works too"
 
 

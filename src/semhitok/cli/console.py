@@ -42,7 +42,10 @@ CropOption = Annotated[
 ]
 DataOption = Annotated[
     list[str],
-    typer.Option("--data", help="Folder, .parquet, .tar or Hub data set; may be repeated."),
+    typer.Option(
+        "--data",
+        help="Folder, .parquet, .tar or .jsonl (path or URL), or Hub data set; may be repeated.",
+    ),
 ]
 ProbeOption = Annotated[
     tuple[str, str] | None,

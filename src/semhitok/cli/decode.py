@@ -73,7 +73,7 @@ def decode(
     from semhitok.images import to_pil
 
     shards = token_files(files)
-    name, keys = _agreed_model(shards, model), _read_keys(shards, limit)
+    (name, digest), keys = _agreed_model(shards, model), _read_keys(shards, limit)
     tok = load_model(name, pick_device(device), parts=("decode",))
     if out.exists() and not out.is_dir():
         raise StorageError(f"{out} is a file; give a folder")
@@ -90,20 +90,21 @@ def decode(
             advance(done)
     if json_:
         record: dict[str, Any] = {"out": str(out), "pictures": done, "model": name}
-        record |= {"hash": tok.hash, "files": [str(path) for path in targets]}
+        record |= {"hash": digest, "files": [str(path) for path in targets]}
         print_json(record)
         return
     print(f"{out}: {done:,} pictures")
 
 
-def _agreed_model(shards: Sequence[Place], name: str | None) -> str:
-    """Name of the model, once it is sure that it wrote all the files."""
+def _agreed_model(shards: Sequence[Place], name: str | None) -> tuple[str, str]:
+    """Name and hash of the model, once it is sure that it wrote all the files."""
     from semhitok import hub
     from semhitok.cli.models import file_hash
     from semhitok.data.tokens import summarize_tokens
     from semhitok.errors import FormatError, NotFoundError
 
-    wrote = summarize_tokens(shards[0]).metadata
+    authors = [summarize_tokens(path).metadata for path in shards]
+    wrote = authors[0]
     try:
         folder = hub.resolve(name or wrote.model)
     except NotFoundError as error:
@@ -114,14 +115,14 @@ def _agreed_model(shards: Sequence[Place], name: str | None) -> str:
             "its folder or Hub id: --model"
         ) from error
     found = file_hash(folder)
-    for path in shards:
-        wrote = summarize_tokens(path).metadata
+    chosen = name or wrote.model
+    for path, wrote in zip(shards, authors, strict=True):
         if found != wrote.hash:
             raise FormatError(
                 f"{path} was written by {wrote.model!r} with hash {wrote.hash}; "
-                f"{name or wrote.model!r} has hash {found}: give the model that wrote it, --model"
+                f"{chosen!r} has hash {found}: give the model that wrote it, --model"
             )
-    return name or wrote.model
+    return chosen, found
 
 
 def _read_keys(shards: Sequence[Place], limit: int | None) -> list[str]:

@@ -30,7 +30,8 @@ def encode(
         list[str],
         typer.Argument(
             metavar="PATHS",
-            help="Pictures, folders, .parquet or .tar files, or Hub data sets.",
+            help="Pictures, folders, .parquet, .tar or .jsonl files (paths or URLs), or Hub data "
+            "sets.",
             show_default=False,
         ),
     ],

@@ -110,7 +110,7 @@ def tokenize(
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Write nothing: tell shards, bytes and hours by a sample."),
+        typer.Option("--dry-run", help="Write nothing: tell shards, bytes and time by a sample."),
     ] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -299,8 +299,6 @@ def _verify(
     device: str | None,
     as_json: bool,
 ) -> None:
-    from dataclasses import asdict
-
     from semhitok.cli.models import file_hash, load_model, pick_device
     from semhitok.data.sources import open_source
     from semhitok.errors import FormatError
@@ -313,7 +311,7 @@ def _verify(
         again = Again(open_source(list(data)), policy_for(tok), tok, file_hash(resolve(model)))
     verdict = verify(folder, again)
     if as_json:
-        print_json(asdict(verdict))
+        print_json(dataclasses.asdict(verdict))
     if verdict.wrong:
         more = f" (and {len(verdict.wrong) - 1} more)" if len(verdict.wrong) > 1 else ""
         raise FormatError(f"{folder}: {verdict.wrong[0]}{more}")

@@ -205,7 +205,6 @@ class _Shard:
 
     def __init__(self, file: TokenFile, columns: Sequence[str]) -> None:
         self.keys = file.keys
-        # Cut up in one call, and heights and widths apart: a slice, or a pair, for each picture
         # Cut up in one call, which is faster than a slice for each picture.
         self.ids = torch.from_numpy(file.flat_ids()).split(np.diff(file.starts).tolist())
         self.heights, self.widths = file.sizes.T.tolist()

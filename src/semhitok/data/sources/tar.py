@@ -25,7 +25,7 @@ class TarSource(ImageSource):
     """The samples of one WebDataset shard: files that share their name up to its first dot.
 
     The headers are read once; a picture is then one seek and one read. What was found in a tar of
-    a store is kept on this machine (`storage.CACHE`). `.json` is spread over
+    a store is kept on this machine (SEMHITOK_CACHE). `.json` is spread over
     the meta, `.txt` gives `captions` (a line each), `.cls` the `label`.
     """
 
