@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from semhitok.errors import RecipeError
@@ -17,6 +18,7 @@ from semhitok.model.codebook import (
     Quantized,
     SemanticCodebook,
 )
+from semhitok.model.config import FeedbackConfig
 from semhitok.model.kmeans import kmeans
 from semhitok.train.ema import CodebookEMA, WeightEMA
 from semhitok.train.world import World
@@ -355,3 +357,43 @@ def test_kmeans_survives_duplicated_rows_and_refuses_too_few() -> None:
     assert kmeans(same, 4, iterations=3, generator=torch.Generator()).equal(torch.ones(4, 3))
     with pytest.raises(ValueError, match="3 rows for 4 codes"):
         kmeans(same[:3], 4, iterations=1, generator=torch.Generator())
+
+
+def fed_back(rounds: int) -> tuple[SemanticCodebook, SemanticCodebook, Tensor]:
+    """A codebook without and with error feedback, and unit latents of pictures that differ."""
+    torch.manual_seed(0)
+    plain, fed = (
+        SemanticCodebook(32, D, feedback)
+        for feedback in (None, FeedbackConfig(rounds=rounds, rate=0.25))
+    )
+    fed.load_state_dict(plain.state_dict())
+    latents = F.normalize(torch.randn(6, 8, 8, D) + torch.randn(6, 1, 1, D), dim=-1)
+    return plain, fed, latents
+
+
+def cosine_of_means(book: SemanticCodebook, latents: Tensor) -> Tensor:
+    given = book.lookup(book.search(latents)).mean(dim=(1, 2))
+    return F.cosine_similarity(given, latents.mean(dim=(1, 2)))
+
+
+def test_error_feedback_brings_the_mean_of_codes_to_that_of_latents() -> None:
+    plain, fed, latents = fed_back(rounds=4)
+    before, after = cosine_of_means(plain, latents), cosine_of_means(fed, latents)
+    assert (after > before).all() and (1 - after).mean() < 0.5 * (1 - before).mean()
+    kept = (plain.search(latents) == fed.search(latents)).float().mean()
+    assert kept > 0.7  # most patches keep their own nearest code
+
+
+def test_one_round_of_feedback_is_the_search_of_latents_moved_by_the_error() -> None:
+    plain, fed, latents = fed_back(rounds=1)
+    for picture in latents:
+        given, wanted = plain.lookup(plain.search(picture)).mean((0, 1)), picture.mean((0, 1))
+        scale = (wanted @ given) / (given @ given)
+        moved = picture + 0.25 * (wanted - scale * given)
+        assert fed.search(picture).equal(torch.cdist(moved, plain.codes).argmin(-1))
+
+
+def test_feedback_asks_no_other_picture_of_the_batch() -> None:
+    _, fed, latents = fed_back(rounds=3)
+    together = fed.search(latents)
+    assert all(fed.search(latents[n : n + 1])[0].equal(together[n]) for n in range(len(latents)))

@@ -12,6 +12,7 @@ import pytest
 from semhitok.errors import FormatError, RecipeError, SemHiTokError
 from semhitok.model.config import (
     FORMAT_VERSION,
+    FeedbackConfig,
     PixelDecoderConfig,
     StudentConfig,
     TokenizerConfig,
@@ -42,6 +43,7 @@ def test_json_and_back(tiny_config: TokenizerConfig) -> None:
             trunk="student",
             projection="pca",
             student=StudentConfig(transformer=transformer),
+            feedback=FeedbackConfig(rounds=4),
         ),
         pixel=dataclasses.replace(
             tiny_config.pixel,
@@ -57,6 +59,14 @@ def test_json_and_back(tiny_config: TokenizerConfig) -> None:
         assert json.loads(text) == config.to_dict()  # plain types only: no tuples
         assert config.to_dict()["format_version"] == FORMAT_VERSION
     assert tiny_config.vocab_size == 16 * 4
+    assert full.to_dict()["semantic"]["feedback"] == {"rounds": 4, "rate": 0.25}
+    assert "feedback" not in tiny_config.to_dict()["semantic"]  # or older models' hash would change
+
+
+@pytest.mark.parametrize("feedback", [{"rounds": 0}, {"rounds": 2, "rate": 0.0}])
+def test_feedback_that_does_nothing_is_refused(data: dict[str, Any], feedback: Any) -> None:
+    with pytest.raises(RecipeError, match="semantic.feedback: rounds is"):
+        TokenizerConfig.from_dict(put(data, "semantic.feedback", feedback))
 
 
 def test_what_may_be_left_out(data: dict[str, Any], tiny_config: TokenizerConfig) -> None:

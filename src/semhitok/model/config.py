@@ -13,6 +13,9 @@ from semhitok.errors import FormatError, RecipeError, near_matches
 FORMAT_VERSION = 1
 
 Part = Literal["encode", "decode", "features"]
+LATER = "later"
+"""Mark of keys that a version after the first added: see `TokenizerConfig.to_dict`."""
+
 ALL_PARTS: tuple[Part, ...] = ("encode", "decode", "features")
 """What a model can be loaded for; the codebooks always come along. "features" is the prediction of
 the teacher's features, `semantic_features`."""
@@ -62,6 +65,16 @@ class StudentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeedbackConfig:
+    """Error feedback of the semantic search, over the whole picture: see `SemanticCodebook`."""
+
+    rounds: int
+    """Searches after the first."""
+    rate: float = 0.25
+    """Share of the error that each round adds to the latents."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SemanticConfig:
     """The semantic branch: trunk, projection, codebook, decoder."""
 
@@ -78,6 +91,8 @@ class SemanticConfig:
     bundled: bool = True
     """Whether the trunk's weights are part of the model folder, or fetched by `teacher.source`."""
     student: StudentConfig | None = None
+    feedback: FeedbackConfig | None = field(default=None, metadata={LATER: True})
+    """Makes the mean of a picture's codes resemble that of its latents."""
     decoder: TransformerConfig
     """Predicts the teacher's features from the code vectors."""
 
@@ -131,8 +146,12 @@ class TokenizerConfig:
         return self.semantic.num_codes * self.pixel.num_codes
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; `from_dict` gives the same config back."""
-        return typing.cast(dict[str, Any], _plain(dataclasses.asdict(self)))
+        """Plain JSON types; `from_dict` gives the same config back.
+
+        Keys that were added later are left out where they are at their default, so that a model
+        made before has the same config, and hash, as ever.
+        """
+        return typing.cast(dict[str, Any], _plain(self))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TokenizerConfig:
@@ -172,6 +191,13 @@ def check(config: TokenizerConfig) -> None:
         raise RecipeError(
             f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}"
         )
+    if semantic.feedback is not None:
+        rounds, rate = semantic.feedback.rounds, semantic.feedback.rate
+        if rounds < 1 or not 0 < rate <= 1:
+            raise RecipeError(
+                f"semantic.feedback: rounds is {rounds} and rate {rate:g}; rounds must be at least "
+                "1, rate more than 0 and at most 1"
+            )
     if semantic.trunk == "student" and semantic.student is None:
         raise RecipeError("semantic.trunk is 'student'; semantic.student must describe it")
     transformers = {
@@ -216,6 +242,9 @@ def check(config: TokenizerConfig) -> None:
 
 
 def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        items = [(f, getattr(value, f.name)) for f in dataclasses.fields(value)]
+        return {f.name: _plain(v) for f, v in items if LATER not in f.metadata or v != f.default}
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

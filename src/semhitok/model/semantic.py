@@ -115,7 +115,7 @@ class SemanticBranch(nn.Module):
         super().__init__()
         self.config = config
         dim = config.teacher.dim
-        self.codebook = SemanticCodebook(config.num_codes, config.code_dim)
+        self.codebook = SemanticCodebook(config.num_codes, config.code_dim, config.feedback)
         self.trunk: Teacher | Student | None = None
         self.projection: Projection | None = None
         self.decoder: SemanticDecoder | None = None
