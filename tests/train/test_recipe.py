@@ -14,13 +14,14 @@ from pydantic import BaseModel
 import semhitok
 from semhitok.errors import FormatError, NotFoundError, RecipeError
 from semhitok.model import SemHiTok
-from semhitok.train.recipe import Recipe, load_recipe, recipe_names
+from semhitok.train.recipe import Recipe, load_recipe
 from semhitok.train.run import planned_config
+from semhitok.yaml_recipes import bundled_recipes
 
 
 def test_bundled_recipes_load() -> None:
-    assert recipe_names() == ["semhitok-256", "semhitok-384", "tiny"]
-    for name in recipe_names():
+    assert bundled_recipes() == ["semhitok-256", "semhitok-384", "tiny"]
+    for name in bundled_recipes():
         assert load_recipe(name).name == name
 
 

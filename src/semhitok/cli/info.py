@@ -44,15 +44,15 @@ def describe(name: str) -> dict[str, Any]:
     from semhitok import hub
     from semhitok.cli.models import file_hash
     from semhitok.errors import NotFoundError, near_matches
-    from semhitok.train.recipe import recipe_names
+    from semhitok.yaml_recipes import bundled_recipes
 
     known = name in hub.bundled_models() or Path(name).is_dir()
-    if not known and name in recipe_names():
+    if not known and name in bundled_recipes():
         from semhitok.train.run import planned_config
 
         return {"name": name, "trained": False, **_measure(planned_config(name))}
     if not known and name.count("/") != 1:
-        near = near_matches(name, {*hub.bundled_models(), *recipe_names()})
+        near = near_matches(name, {*hub.bundled_models(), *bundled_recipes()})
         raise NotFoundError(
             f"there is no model or recipe {name!r}{near}; a folder, or a Hub id 'owner/name', will "
             "do as well"

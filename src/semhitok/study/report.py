@@ -17,7 +17,7 @@ from semhitok.study.runner import SURVEY, Result, results_in
 from semhitok.study.scales import find_scale
 from semhitok.study.survey import from_json
 from semhitok.study.survey import table as survey_table
-from semhitok.train.recipe import merge
+from semhitok.yaml_recipes import merge
 
 BASE = "staged"
 """Row that differences are taken to, seed by seed."""

@@ -25,8 +25,9 @@ from semhitok.study.measure import Exam, measure
 from semhitok.study.rows import Row, row_named
 from semhitok.study.scales import Scale
 from semhitok.study.survey import describe, survey, to_json
-from semhitok.train.recipe import Recipe, merge, parse_recipe, read_recipe
+from semhitok.train.recipe import Recipe
 from semhitok.train.run import Run, load_teacher
+from semhitok.yaml_recipes import merge, parse, read_recipe
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ class Study:
         for stage, other in row.starts.items():
             start = str(self._run_folder(row_named(other), seed) / "model")
             data = merge(data, {stage: {"start": start, "phases": self.scale.phases(0)}})
-        return parse_recipe({**data, "name": row.name, "seed": seed})
+        return parse(Recipe, {**data, "name": row.name, "seed": seed})
 
     def identity(self, row: Row, seed: int) -> str:
         """Hash of recipe, data and exam, wherever the folders are."""

@@ -24,10 +24,11 @@ from semhitok.train.checkpoint import load_checkpoint, newest_checkpoint, remove
 from semhitok.train.enhance import EnhanceTrainer
 from semhitok.train.loop import PhasedBatches, run_stage, write_checkpoint
 from semhitok.train.pixel import PixelTrainer
-from semhitok.train.recipe import Recipe, StageSection, load_recipe, parse_recipe
+from semhitok.train.recipe import Recipe, StageSection, load_recipe
 from semhitok.train.semantic import SemanticTrainer
 from semhitok.train.stage import StageTrainer
 from semhitok.train.world import World
+from semhitok.yaml_recipes import parse
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ class Run:
                 remove_temporaries(self.folder)
             before = yaml.safe_load(path.read_text())
             # Read as a recipe, so that keys which a newer version added have their defaults.
-            before["recipe"] = parse_recipe(before["recipe"]).model_dump(mode="json")
+            before["recipe"] = parse(Recipe, before["recipe"]).model_dump(mode="json")
             different = sorted(_differences(before, resolved))
             if different:
                 raise RecipeError(
