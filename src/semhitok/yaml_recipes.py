@@ -132,7 +132,8 @@ def _one_line(error: pydantic.ValidationError, kind: type[Section], data: dict[s
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
-        return f"recipe has an unknown key {where!r}{near_matches(key, _allowed(kind, first['loc'][:-1]))}"
+        near = near_matches(key, _allowed(kind, first["loc"][:-1]))
+        return f"recipe has an unknown key {where!r}{near}"
     given = "" if first["type"] == "missing" else f" is {first['input']!r}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"recipe: {where}{given}: {first['msg']}{more}"
