@@ -1,177 +1,28 @@
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
 
 from semhitok.errors import FormatError, IdError, RangeError
-from semhitok.lm.generation import (
-    END,
-    HEIGHT,
-    IMAGE,
-    TEXT,
-    WIDTH,
-    Draw,
-    Guidance,
-    ImageGrid,
-    Level,
-    Sampling,
-    draw,
-    next_kinds,
-    reply,
-)
+from semhitok.lm.generation import draw, reply
 from semhitok.lm.model import UnifiedModel
-from semhitok.lm.vocabulary import Vocabulary
+from semhitok.lm.sampling import Level, Sampling
 
 Make = Callable[..., UnifiedModel]
 FAMILIES = ["qwen3", "qwen2", "llama"]
 HEADS = ["flat", "factorised"]
-WORDS = Vocabulary(text_size=10, text_length=9, num_semantic=4, num_pixel=2, max_side=3)
-# 0-9 text, 10-17 ids, 18 begin, 19 end, 20-22 heights, 23-25 widths
 PROMPTS = [torch.tensor([3, 7]), torch.tensor([5]), torch.tensor([9, 4, 11, 2, 6])]
 SIZES = [(2, 3), (1, 1), (3, 2)]
-GREEDY = Sampling(*[Level(temperature=0.0)] * 3)
+NOTHING = torch.empty(0, dtype=torch.int64)
+COLD = Level(temperature=0.0)
+GREEDY = Sampling(COLD, COLD, COLD)
 
 
 def same(first: list[Tensor], second: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-# -- one level ---------------------------------------------------------------------------------
-
-PROBS = torch.tensor([0.1, 0.4, 0.0, 0.3, 0.2])
-
-
-def picks(level: Level) -> Counter[int]:
-    """How often each choice is drawn, of 1,000 numbers spread over [0, 1)."""
-    uniform = torch.arange(1000) / 1000
-    return Counter(level.pick(PROBS.log().expand(1000, -1), uniform).tolist())
-
-
-def test_choices_are_drawn_as_often_as_they_are_likely() -> None:
-    assert picks(Level()) == pytest.approx({0: 100, 1: 400, 3: 300, 4: 200}, abs=2)
-
-
-def test_temperature() -> None:
-    wanted = (PROBS**2 / (PROBS**2).sum() * 1000).tolist()
-    found = picks(Level(temperature=0.5))
-    assert [found[n] for n in range(5)] == pytest.approx(wanted, abs=2)
-    assert picks(Level(temperature=0.0)) == {1: 1000}
-
-
-def test_top_k_and_top_p() -> None:
-    assert picks(Level(top_k=2)) == pytest.approx({1: 571, 3: 429}, abs=2)
-    assert picks(Level(top_k=9)) == pytest.approx({0: 100, 1: 400, 3: 300, 4: 200}, abs=2)
-    assert picks(Level(top_p=0.5)) == pytest.approx({1: 571, 3: 429}, abs=2)
-    assert picks(Level(top_p=0.39)) == {1: 1000}
-    assert picks(Level(top_p=0.95, top_k=3)) == pytest.approx({1: 444, 3: 333, 4: 222}, abs=2)
-
-
-def test_nothing_impossible_is_drawn() -> None:
-    scores = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]])
-    ends = torch.tensor([0.0]), torch.tensor([1 - 2**-24])
-    assert [int(Level().pick(scores, u)) for u in ends] == [1, 2]
-    assert [int(Level(top_p=0.9).pick(scores, u)) for u in ends] == [1, 2]
-
-
-def test_impossible_levels() -> None:
-    with pytest.raises(RangeError, match=r"temperature is -1.0; it must be at least 0"):
-        Level(temperature=-1.0)
-    with pytest.raises(RangeError, match="top_k is 0; it must be at least 1"):
-        Level(top_k=0)
-    with pytest.raises(RangeError, match=r"top_p is 0.0; it must be in \(0, 1\]"):
-        Level(top_p=0.0)
-
-
-# -- processors --------------------------------------------------------------------------------
-
-
-def test_what_comes_next_is_read_off_the_tokens() -> None:
-    picture = WORDS.layout(torch.tensor([[1, 2], [3, 4], [5, 6]]))
-    tokens = torch.cat([torch.tensor([7]), picture, torch.tensor([8, 18, 21, 23, 10])])
-    wanted = [TEXT, HEIGHT, WIDTH, *[IMAGE] * 6, END, TEXT, TEXT, HEIGHT, WIDTH, IMAGE, IMAGE]
-    found = [int(next_kinds(tokens[None, :n], WORDS)[0]) for n in range(1, len(tokens) + 1)]
-    assert found == wanted
-
-
-def allowed(
-    rows: list[list[int]], sizes: list[tuple[int, int]], max_length: int
-) -> list[list[int]]:
-    scores = torch.randn(len(rows), WORDS.size)
-    out = ImageGrid(WORDS, sizes, max_length)(torch.tensor(rows), scores)
-    return [row.isfinite().nonzero()[:, 0].tolist() for row in out]
-
-
-def test_only_whole_pictures_may_be_written() -> None:
-    text, sizes = list(range(9)), [(1, 2), (3, 1)]
-    rows = [[1, 2, 3], [1, 2, 18], [1, 18, 20], [18, 20, 24], [18, 22, 23]]
-    assert allowed(rows, sizes, 50) == [
-        [*text, 18],
-        [20, 22],
-        [24],
-        list(range(10, 18)),
-        list(range(10, 18)),
-    ]
-    assert allowed([[18, 20, 24, 10, 11], [18, 22, 23, 10, 11]], sizes, 50) == [
-        [19],
-        list(range(10, 18)),
-    ]
-    assert allowed([[18, 20, 23, 10, 19]], [], 50) == [text]
-
-
-def test_no_picture_is_begun_that_would_not_end() -> None:
-    sizes, text = [(1, 2), (3, 1)], list(range(9))
-    assert [18 in allowed([[1]], sizes, 1 + left)[0] for left in (5, 6, 7)] == [False, True, True]
-    assert allowed([[18]], sizes, 1 + 5) == [[20]]
-    assert allowed([[18]], sizes, 1 + 6) == [[20, 22]]
-    assert allowed([[18, 20]], sizes, 2 + 4) == [[24]]
-    assert allowed([[1]], [(3, 3)], 13) == [text] and allowed([[1]], [(3, 3)], 14) != [text]
-
-
-def test_the_end_is_forced_whatever_the_model_says() -> None:
-    scores = torch.full((1, WORDS.size), -torch.inf)
-    out = ImageGrid(WORDS, [], 50)(torch.tensor([[18, 20, 23, 10]]), scores)
-    assert int(out.argmax()) == WORDS.end and out.max() == 0
-
-
-def test_both_levels_together_are_the_joint_distribution() -> None:
-    rows = 4000
-    scores = torch.randn(1, WORDS.size, generator=torch.Generator().manual_seed(0))
-    tokens = torch.tensor([[18, 20, 24]]).expand(rows, -1)
-    drawn = Draw(WORDS, Sampling(), 0, rows)(tokens, scores.expand(rows, -1)).argmax(dim=-1)
-    found = torch.bincount(drawn, minlength=WORDS.size)[10:18] / rows
-    assert torch.allclose(found, scores[0, 10:18].softmax(dim=-1), atol=0.03)
-    assert drawn.min() >= 10 and drawn.max() < 18
-
-
-def test_each_level_has_its_own_sampling() -> None:
-    # Semantic 0 is likeliest (0.3 + 0.3), though the likeliest id is of semantic 1 (0.4 + 0).
-    probs = torch.zeros(8).index_put((torch.tensor([0, 1, 2]),), torch.tensor([0.31, 0.29, 0.4]))
-    scores = torch.zeros(400, WORDS.size)
-    scores[:, 10:18] = (probs + 1e-9).log()
-    tokens = torch.tensor([[18, 20, 24]]).expand(400, -1)
-    cold = Level(temperature=0.0)
-    for sampling, wanted in [
-        (Sampling(semantic=cold, pixel=cold), {10}),
-        (Sampling(semantic=cold), {10, 11}),
-        (Sampling(pixel=cold), {10, 12}),
-        (Sampling(text=cold), {10, 11, 12}),
-    ]:
-        drawn = Draw(WORDS, sampling, 0, 400)(tokens, scores).argmax(dim=-1)
-        assert set(drawn.tolist()) == wanted
-
-
-def test_guidance_mixes_the_halves_of_pictures_alone() -> None:
-    tokens = torch.tensor([[18, 20, 24], [1, 2, 3], [18, 20, 24], [1, 2, 3]])
-    scores = torch.randn(4, WORDS.size)
-    mixed = Guidance(WORDS, 3.0)(tokens, scores)
-    wanted = scores[2] + 3 * (scores[0] - scores[2])
-    assert torch.allclose(mixed[0], wanted, atol=1e-5) and torch.equal(mixed[0], mixed[2])
-    assert torch.equal(mixed[1], scores[1]) and torch.equal(mixed[3], scores[1])
 
 
 # -- drawing -----------------------------------------------------------------------------------
@@ -227,19 +78,27 @@ def test_a_prompt_draws_the_same_by_itself(make_unified: Make, guidance: float) 
         assert same(alone, together[row : row + 1])
 
 
-def by_hand(model: UnifiedModel, prompt: Tensor, size: tuple[int, int], scale: float) -> list[int]:
-    """Greedy and guided, both contexts apart, whole and without a cache."""
+def by_hand(
+    model: UnifiedModel,
+    prompt: Tensor,
+    size: tuple[int, int],
+    scale: float,
+    unconditional: Tensor = NOTHING,
+) -> list[int]:
+    """Greedy and guided level by level, both contexts apart, whole and without a cache."""
     words = model.vocabulary
     start, ids = words.opening(*size), torch.empty(0, dtype=torch.int64)
     for _ in range(size[0] * size[1]):
         says = []
-        for context in (torch.cat([prompt, start, ids]), torch.cat([start, ids])):
-            log_probs = model(context[None]).logits[0, -1]
-            says.append(log_probs[words.image_offset : words.marker_offset].log_softmax(-1))
-        mixed = (says[1] + scale * (says[0] - says[1])).view(16, 4)
-        i = int(mixed.logsumexp(-1).argmax())
-        token = words.image_offset + 4 * i + int(mixed[i].argmax())
-        ids = torch.cat([ids, torch.tensor([token])])
+        for context in (prompt, unconditional):
+            log_probs = model(torch.cat([context, start, ids])[None]).logits[0, -1]
+            block = log_probs[words.image_offset : words.marker_offset].log_softmax(-1)
+            says.append(block.view(16, 4))
+        semantic = [one.logsumexp(-1) for one in says]
+        i = int((semantic[1] + scale * (semantic[0] - semantic[1])).argmax())
+        pixel = [one[i].log_softmax(-1) for one in says]
+        j = int((pixel[1] + scale * (pixel[0] - pixel[1])).argmax())
+        ids = torch.cat([ids, torch.tensor([words.image_offset + 4 * i + j])])
     return [int(i) for i in words.to_ids(ids)]
 
 
@@ -372,6 +231,37 @@ def test_cached_and_uncached_reply_the_same(make_unified: Make) -> None:
     assert any(piece.ndim == 2 for one in cached for piece in one)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_guidance_in_a_reply_is_the_formula_by_hand(make_unified: Make, family: str) -> None:
+    """Of each picture: all before it against the unconditional prompt and nothing more."""
+    model = make_unified(family)
+    likes_pictures(model)
+    words, unconditional = model.vocabulary, torch.tensor([2, 6, 2])
+    options = dict(
+        sizes=[(1, 3), (2, 2)],
+        max_new_tokens=60,
+        stop=[39],  # never: the text tokenizer has no such id
+        sampling=Sampling(Level(), COLD, COLD, 3.0),
+        seed=1,
+        unconditional=unconditional,
+    )
+    replies = reply(model, PROMPTS, **options)
+    after_text = later = 0
+    for prompt, pieces in zip(PROMPTS, replies, strict=True):
+        for n, grid in enumerate(pieces):
+            if grid.ndim == 2:
+                before = torch.cat([prompt, words.join(pieces[:n])])
+                size = tuple(grid.shape)
+                wanted = by_hand(model, before, size, 3.0, unconditional)
+                assert grid.flatten().tolist() == wanted
+                after_text += n > 0
+                later += any(piece.ndim == 2 for piece in pieces[:n])
+    assert after_text > 3 and later > 3
+    model.generation_config.use_cache = False
+    again = reply(model, PROMPTS, **options)
+    assert all(same(a, b) for a, b in zip(again, replies, strict=True))
+
+
 def test_impossible_replies(make_unified: Make) -> None:
     model = make_unified()
     options = dict(sizes=[], max_new_tokens=3, stop=[1])
@@ -379,19 +269,3 @@ def test_impossible_replies(make_unified: Make) -> None:
         reply(model, [torch.empty(0, dtype=torch.int64)], **options)
     with pytest.raises(RangeError, match="guidance is 2.0; a reply needs the unconditional prompt"):
         reply(model, PROMPTS, sampling=Sampling(guidance=2.0), **options)
-
-
-def test_beams_write_whole_pictures(make_unified: Make) -> None:
-    model = make_unified()
-    words = model.vocabulary
-    start = torch.cat([PROMPTS[0], words.opening(2, 2)])[None]
-    grid = LogitsProcessorList([ImageGrid(words, [(2, 2)], 10)])
-    options = dict(num_beams=3, do_sample=False, eos_token_id=words.end, pad_token_id=0)
-    found = model.generate(
-        start,
-        attention_mask=torch.ones_like(start),
-        logits_processor=grid,
-        max_new_tokens=5,
-        **options,
-    )
-    assert words.parse(found[0])[-1].shape == (2, 2)

@@ -27,6 +27,31 @@ def test_probabilities_sum_to_one(head: Head, hidden: torch.Tensor) -> None:
     assert torch.allclose(log_probs.logsumexp(-1), torch.zeros(K * M), atol=1e-5)
 
 
+def test_both_levels_are_the_distribution_over_ids(head: Head, hidden: torch.Tensor) -> None:
+    joint = head.log_probs(hidden).view(-1, K, M)
+    semantic = head.semantic_log_probs(hidden)
+    assert semantic.dtype == torch.float32
+    assert torch.allclose(semantic, joint.logsumexp(-1), atol=1e-5)
+    for i in range(K):
+        pixel = head.pixel_log_probs(hidden, torch.full((len(hidden),), i))
+        assert torch.allclose(semantic[:, i, None] + pixel, joint[:, i], atol=1e-5)
+    mixed = torch.arange(len(hidden)) % K
+    pixel = head.pixel_log_probs(hidden, mixed)
+    wanted = joint.log_softmax(-1)[torch.arange(len(hidden)), mixed]
+    assert torch.allclose(pixel, wanted, atol=1e-5)
+
+
+def test_the_factorised_head_draws_without_all_logits() -> None:
+    head, seen = FactorisedHead(8, 50, 20, 4), []
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: seen.append(output.numel())
+    )
+    with hook:
+        head.semantic_log_probs(torch.randn(1, 8))
+        head.pixel_log_probs(torch.randn(1, 8), torch.tensor([49]))
+    assert max(seen) == 50
+
+
 def test_loss_is_what_log_probs_say(head: Head, hidden: torch.Tensor) -> None:
     ids = torch.arange(K * M)
     said = -head.log_probs(hidden).gather(1, ids[:, None])[:, 0]

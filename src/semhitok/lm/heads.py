@@ -1,8 +1,9 @@
 """How a language model writes an image id: a distribution over the K * m ids.
 
-Both heads have one interface: `loss` for training, `log_probs` for generation. `loss` holds logits
-of a few positions at a time and makes them anew on the way back, so that its memory does not grow
-with the sequence.
+Both heads have one interface: `loss` for training; `semantic_log_probs` and `pixel_log_probs` for
+generation, which draws i and then j among its m children; `log_probs` of all ids for evaluation.
+`loss` holds logits of a few positions at a time and makes them anew on the way back, so that its
+memory does not grow with the sequence.
 
 Shapes: n positions, d width of the language model, r width of the factorised head's own layer.
 """
@@ -32,6 +33,7 @@ class FlatHead(nn.Module):
 
     def __init__(self, width: int, num_semantic: int, num_pixel: int) -> None:
         super().__init__()
+        self.num_pixel = num_pixel
         self.ids = nn.Linear(width, num_semantic * num_pixel, bias=False)
 
     def loss(self, hidden: Float[Tensor, "n d"], ids: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -41,6 +43,18 @@ class FlatHead(nn.Module):
     def log_probs(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n k_times_m"]:
         """Normalised, float32."""
         return F.log_softmax(self.ids(hidden).float(), dim=-1)
+
+    def semantic_log_probs(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """log p(i), float32: a sum over the children, and so over all K * m logits."""
+        children: Tensor = self.log_probs(hidden).unflatten(-1, (-1, self.num_pixel))
+        return children.logsumexp(dim=-1)
+
+    def pixel_log_probs(
+        self, hidden: Float[Tensor, "n d"], semantic: Int64[Tensor, " n"]
+    ) -> Float[Tensor, "n m"]:
+        """log p(j | i) of one i a position, float32."""
+        children = self.ids.weight.unflatten(0, (-1, self.num_pixel))[semantic]
+        return F.log_softmax(torch.einsum("nmd,nd->nm", children, hidden).float(), dim=-1)
 
     def _loss(self, hidden: Tensor, ids: Tensor) -> Tensor:
         return F.cross_entropy(self.ids(hidden).float(), ids, reduction="none")
@@ -66,20 +80,28 @@ class FactorisedHead(nn.Module):
 
     def log_probs(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n k_times_m"]:
         """Normalised, float32; a few parents at a time."""
-        semantic = F.log_softmax(self.semantic(hidden).float(), dim=-1)
+        semantic = self.semantic_log_probs(hidden)
         context = self.context(hidden)[:, None]
         step = max(1, NUMBERS_AT_ONCE // max(1, context.numel()))
         pixel = [self._pixel(context + parents) for parents in self.parent.weight.split(step)]
         return (semantic[..., None] + torch.cat(pixel, dim=1)).flatten(1)
 
+    def semantic_log_probs(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """log p(i), float32."""
+        return F.log_softmax(self.semantic(hidden).float(), dim=-1)
+
+    def pixel_log_probs(
+        self, hidden: Float[Tensor, "n d"], semantic: Int64[Tensor, " n"]
+    ) -> Float[Tensor, "n m"]:
+        """log p(j | i) of one i a position, float32; never K * m logits."""
+        return self._pixel(self.context(hidden) + self.parent(semantic))
+
     def _loss(self, hidden: Tensor, ids: Tensor) -> Tensor:
         m = self.pixel.out_features
         parents, pixels = ids // m, ids % m
-        logits = self.semantic(hidden).float()
-        pixel = self._pixel(self.context(hidden) + self.parent(parents))
-        return F.cross_entropy(logits, parents, reduction="none") + F.nll_loss(
-            pixel, pixels, reduction="none"
-        )
+        semantic = F.cross_entropy(self.semantic(hidden).float(), parents, reduction="none")
+        pixel = self.pixel_log_probs(hidden, parents)
+        return semantic + F.nll_loss(pixel, pixels, reduction="none")
 
     def _pixel(self, summed: Tensor) -> Tensor:
         """log p(j | i) of the sum of context and parent."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -219,6 +220,7 @@ class UnifiedModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped
         position_ids: Tensor | None = None,
         labels: Int64[Tensor, "b t"] | None = None,
         logits_to_keep: int = 1,
+        read_out: Callable[[Tensor], Tensor] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Loss where there are labels, else log-probabilities of what comes next.
@@ -227,6 +229,7 @@ class UnifiedModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped
             labels: the ids themselves, -100 where nothing is to be learned; shifted in here.
             logits_to_keep: last positions to give log-probabilities of, over the whole vocabulary;
                 0 for all of them. One by default, as all of a long sequence may not fit in memory.
+            read_out: what to give as `logits` of hidden states (n, d) in place of `log_probs`.
             kwargs: cache, attention and the like, for the language model; what it gives of them
                 comes back beside `loss` and `logits`.
         """
@@ -245,8 +248,28 @@ class UnifiedModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped
             loss = self.losses(hidden[:, :-1][learned], labels[:, 1:][learned]).mean()
         else:
             kept = hidden[:, -logits_to_keep:]  # of 0, all
-            logits = self.log_probs(kept.flatten(0, 1)).view(*kept.shape[:2], -1)
+            logits = (read_out or self.log_probs)(kept.flatten(0, 1)).view(*kept.shape[:2], -1)
         return CausalLMOutputWithPast(loss=loss, logits=logits, **carried)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Int64[Tensor, "b t"],
+        *args: Any,
+        context: Callable[[Tensor, Tensor], Tensor] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """`transformers`' own, and with `context` each row reads a part of its tokens.
+
+        Args:
+            input_ids: all tokens so far.
+            context: from the tokens and their mask to the mask of those that are read. Positions
+                count these alone, so that a row goes on as if it had never had the others.
+        """
+        if context is not None:
+            mask = context(input_ids, kwargs["attention_mask"])
+            kwargs |= dict(attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0))
+        prepared = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        return cast(dict[str, Any], prepared)
 
     # -- writing -------------------------------------------------------------------------------
 
@@ -271,9 +294,13 @@ class UnifiedModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped
     def log_probs(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n vocabulary"]:
         """Of every token, float32, normalised."""
         words = self.vocabulary
-        outer = F.log_softmax(self._outer(hidden), dim=-1)
+        outer = self.outer_log_probs(hidden)
         text, markers, slot = outer.split([words.text_size, words.num_markers, 1], dim=-1)
         return torch.cat([text, slot + self.image_head.log_probs(hidden), markers], dim=-1)
+
+    def outer_log_probs(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n outer"]:
+        """Of text ids, markers and the slot "an image id", float32, normalised."""
+        return F.log_softmax(self._outer(hidden), dim=-1)
 
     def _outer(self, hidden: Tensor) -> Tensor:
         """Logits of text ids, markers and the slot."""
