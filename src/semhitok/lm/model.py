@@ -22,6 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from semhitok.errors import FormatError
 from semhitok.lm.heads import HeadName, default_head, in_chunks, make_head
 from semhitok.lm.inputs import CodeVectors, InputName, make_adapter
+from semhitok.lm.language import check_logits
 from semhitok.lm.vocabulary import Vocabulary
 from semhitok.model.config import ALL_PARTS
 from semhitok.model.tokenizer import SemHiTok
@@ -139,8 +140,10 @@ class UnifiedModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped
 
         Raises:
             RangeError: the text tokenizer has more ids than the language model rows.
-            FormatError: the tokenizer was loaded in parts.
+            FormatError: the tokenizer was loaded in parts, or the language model's logits are not
+                what its output layer makes of its hidden states, as ours are.
         """
+        check_logits(language)
         sizes = tokenizer.config
         vocabulary = Vocabulary(
             text_size=cast(nn.Embedding, language.get_input_embeddings()).num_embeddings,
