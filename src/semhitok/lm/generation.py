@@ -18,6 +18,7 @@ from transformers import LogitsProcessorList
 
 from semhitok.errors import RangeError
 from semhitok.lm.drawing import Draw, ImageGrid, OwnPicture, Size
+from semhitok.lm.listening import Listener, Telling
 from semhitok.lm.model import UnifiedModel
 from semhitok.lm.sampling import Sampling
 from semhitok.lm.vocabulary import Piece, Vocabulary
@@ -32,6 +33,7 @@ def draw(
     sampling: Sampling | None = None,
     seed: int = 0,
     unconditional: Int64[Tensor, " u"] | None = None,
+    listener: Listener | None = None,
 ) -> list[Int64[Tensor, "..."]]:
     """A picture for each prompt, as a grid of the tokenizer's ids.
 
@@ -40,6 +42,7 @@ def draw(
         sizes: one for all, or one a prompt.
         seed: prompt r draws with seed + r, and so draws the same by itself.
         unconditional: the prompt of guidance's other half, as in training; None for an empty one.
+        listener: is told of each row of patches as it is drawn.
 
     Raises:
         RangeError: a side that no marker names, or not as many sizes as prompts.
@@ -55,7 +58,9 @@ def draw(
         starts += [_prompt(words, bare, words.opening(*s)) for s in each]
     longest = max((h * w for h, w in each), default=0)
     # A smaller picture than the largest is done at its end marker.
-    written = _generate(model, starts, len(prompts), (), sampling, seed, longest, [words.end])
+    written = _generate(
+        model, starts, len(prompts), (), sampling, seed, longest, [words.end], listener
+    )
     grids = [row[: h * w].view(h, w) for row, (h, w) in zip(written, each, strict=True)]
     return [words.to_ids(grid) for grid in grids]
 
@@ -71,6 +76,7 @@ def reply(
     sampling: Sampling | None = None,
     seed: int = 0,
     unconditional: Int64[Tensor, " u"] | None = None,
+    listener: Listener | None = None,
 ) -> list[list[Piece]]:
     """Text and pictures after each prompt, as the model likes; every picture is whole.
 
@@ -82,6 +88,7 @@ def reply(
         seed: prompt r draws with seed + r, and so draws the same by itself.
         unconditional: the prompt of guidance's other half, which reads nothing else but the ids
             of the picture that is being drawn: neither the prompt nor the reply's text.
+        listener: is told of text and of rows of patches as they are written.
 
     Raises:
         RangeError: an empty prompt, a side that no marker names, or guidance without
@@ -101,7 +108,9 @@ def reply(
         starts += [_prompt(words, unconditional)] * len(prompts)
     if any(len(start) == 0 for start in starts):
         raise RangeError("a prompt is empty; a reply needs at least one token to follow")
-    written = _generate(model, starts, len(prompts), sizes, sampling, seed, max_new_tokens, stop)
+    written = _generate(
+        model, starts, len(prompts), sizes, sampling, seed, max_new_tokens, stop, listener
+    )
     return [words.parse(_until(row, stop)) for row in written]
 
 
@@ -114,6 +123,7 @@ def _generate(
     seed: int,
     max_new_tokens: int,
     stop: Sequence[int],
+    listener: Listener | None,
 ) -> list[Tensor]:
     """The new tokens of the first `rows`; all starts are a batch, twice as many where guided."""
     if rows == 0:
@@ -133,6 +143,7 @@ def _generate(
         read_out=nn.Identity(),
         context=OwnPicture(words, rows, length) if len(starts) > rows else None,
         logits_processor=LogitsProcessorList([Draw(model, grid, sampling, seed, rows)]),
+        streamer=Telling(words, listener, rows, stop) if listener else None,
         do_sample=False,  # `Draw` has drawn
         max_new_tokens=max_new_tokens,
         eos_token_id=list(stop),
