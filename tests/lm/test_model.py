@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from transformers import PreTrainedModel
 
 from semhitok.errors import FormatError, IdError, NotFoundError, RangeError
@@ -179,24 +183,53 @@ def test_trained_weights_of_the_language_model_stay(
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("image_head", HEADS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_saved_and_loaded(
     make_language: Callable[..., PreTrainedModel],
     tiny_tokenizer: SemHiTok,
     tokens: torch.Tensor,
     tmp_path: Path,
+    family: str,
     image_head: str,
     tied: bool,
 ) -> None:
-    language = make_language(tie_word_embeddings=tied)
+    language = make_language(family, tie_word_embeddings=tied)
     model = UnifiedModel.unite(
         language, tiny_tokenizer, text_length=37, max_side=8, image_head=image_head, head_width=16
     ).eval()
     model.save_pretrained(tmp_path)
     loaded = UnifiedModel.from_pretrained(tmp_path).attach(tiny_tokenizer)
     assert loaded.vocabulary == model.vocabulary
-    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+    whole = dict(logits_to_keep=0)
+    assert torch.equal(loaded(tokens, **whole).logits, model(tokens, **whole).logits)
     tables = loaded.get_input_embeddings().weight, loaded.get_output_embeddings().weight
     assert (tables[0] is tables[1]) == tied
+
+
+def test_what_is_pushed_to_the_hub_loads(
+    make_unified: Make,
+    tiny_tokenizer: SemHiTok,
+    tokens: torch.Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def create_repo(api: Any, repo_id: str, **options: Any) -> Any:
+        return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
+
+    def create_commit(api: Any, repo_id: str, operations: list[Any], **options: Any) -> None:
+        for one in operations:
+            shutil.copy(one.path_or_fileobj, tmp_path / one.path_in_repo)
+
+    def load_card(*args: Any, **options: Any) -> None:
+        raise EntryNotFoundError("no card yet")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", create_commit)
+    monkeypatch.setattr(huggingface_hub.ModelCard, "load", load_card)
+    model = make_unified()
+    model.push_to_hub("owner/name")
+    loaded = UnifiedModel.from_pretrained(tmp_path).attach(tiny_tokenizer)
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
 
 
 def test_another_tokenizer_is_refused(
