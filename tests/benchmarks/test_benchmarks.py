@@ -14,6 +14,7 @@ BARS = {
     "gpu.py --device cpu": ("encode's best share of the matrix peak",),
     "encode.py": ("quantization's share of encode", "encode over teacher"),
     "shard_size.py": ("codes over the ids' entropy", "codes over .npy"),
+    "generate.py": ("factorised over text, batch 1", "guided over not, factorised, batch 2"),
     "read_tokens.py": ("shuffled stream, one process",),
 }
 

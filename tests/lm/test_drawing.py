@@ -214,9 +214,13 @@ def test_rows_of_all_kinds_in_one_batch(make_unified: Make) -> None:
 def test_only_what_is_needed_is_scored(make_unified: Make) -> None:
     """In a picture no text, and with the factorised head of one code's children alone."""
     model = make_unified(image_head="factorised")
-    sizes: list[int] = []
+    sizes: list[tuple[int, ...]] = []
     layers = [model.get_output_embeddings(), *model.image_head.children()]
     for layer in layers:
-        layer.register_forward_hook(lambda _, inputs, output: sizes.append(output.numel()))
-    drawn(model, model.vocabulary.opening(2, 2).tolist(), a_state(model).expand(3, -1))
-    assert sum(sizes) == 3 * (16 + 16 + 16 + 4)  # semantic codes, parent, context, children
+        layer.register_forward_hook(lambda _, inputs, output: sizes.append(tuple(output.shape)))
+    states = a_state(model).expand(3, -1)
+    drawn(model, model.vocabulary.opening(2, 2).tolist(), states)
+    assert sizes == [(3, 16), (3, 16), (3, 16), (3, 4)]  # semantic, context, parent, children
+    sizes.clear()
+    drawn(model, [3], states)
+    assert sizes == [(3, 40)]

@@ -269,3 +269,31 @@ def test_impossible_replies(make_unified: Make) -> None:
         reply(model, [torch.empty(0, dtype=torch.int64)], **options)
     with pytest.raises(RangeError, match="guidance is 2.0; a reply needs the unconditional prompt"):
         reply(model, PROMPTS, sampling=Sampling(guidance=2.0), **options)
+
+
+def test_by_itself_the_model_is_one_of_the_library(make_unified: Make) -> None:
+    """Log-probabilities of the whole vocabulary: beams, and processors of one's own."""
+    model = make_unified()
+    start = PROMPTS[0][None]
+    options = dict(
+        attention_mask=torch.ones_like(start),
+        do_sample=False,
+        max_new_tokens=4,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    greedy = model.generate(start, **options)[0]
+    for n in range(2, 6):
+        assert greedy[n] == model(greedy[None, :n]).logits[0, -1].argmax()
+    no_text = list(range(37, model.vocabulary.size))
+    found = model.generate(
+        start,
+        num_beams=37,
+        suppress_tokens=no_text,
+        **{**options, "max_new_tokens": 2},
+    )
+    pairs = torch.cartesian_prod(torch.arange(37), torch.arange(37))
+    every = torch.cat([start.expand(len(pairs), -1), pairs], dim=1)
+    says = model(every, logits_to_keep=0).logits
+    joint = says[:, 1].gather(1, pairs[:, :1]) + says[:, 2].gather(1, pairs[:, 1:])
+    assert found[0, 2:].tolist() == pairs[int(joint.argmax())].tolist()

@@ -142,12 +142,14 @@ class Draw(LogitsProcessor):
         kinds, heights = next_kinds(input_ids[: self.rows], words)
         tokens = torch.full_like(kinds, words.end)
         image = (kinds == IMAGE).nonzero()[:, 0]
-        tokens[image] = words.image_offset + self._image(hidden, image, uniform[image])
+        if len(image):
+            tokens[image] = words.image_offset + self._image(hidden, image, uniform[image])
         other = ((kinds != IMAGE) & (kinds != END)).nonzero()[:, 0]
-        allowed = self.grid.allowed(kinds[other], heights[other], input_ids.shape[1])
-        tokens[other] = self._other(hidden[other], allowed, uniform[other, 0])
+        if len(other):
+            allowed = self.grid.allowed(kinds[other], heights[other], input_ids.shape[1])
+            tokens[other] = self._other(hidden[other], allowed, uniform[other, 0])
         drawn = hidden.new_full((len(hidden), words.size), -torch.inf)
-        return drawn.scatter(1, tokens.repeat(len(hidden) // self.rows)[:, None], 0.0)
+        return drawn.scatter_(1, tokens.repeat(len(hidden) // self.rows)[:, None], 0.0)
 
     def _image(
         self,

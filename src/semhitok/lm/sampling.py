@@ -63,4 +63,4 @@ class Sampling:
     pixel: Level = field(default_factory=Level)
     """Pixel codes, by p(j | i) of the semantic code that was drawn."""
     guidance: float = 1.0
-    """Classifier-free guidance of image ids; 1 is none."""
+    """Classifier-free guidance of image ids, of each level by itself; 1 is none."""
