@@ -116,11 +116,24 @@ def test_what_no_plain_folder_holds(
     with pytest.raises(FormatError, match="^gemma3_text has a Gemma3TextScaledWordEmbedding where"):
         export_plain(model, tmp_path)
     model = make_unified()
-    model.language.lora_A = torch.nn.Linear(2, 2, bias=False)
-    with pytest.raises(FormatError, match="not those of qwen3, lora_A.weight among them; merge"):
-        export_plain(model, tmp_path)
-    model = make_unified()
     model.codes.tokenizer = None
     with pytest.raises(NotFoundError, match="no tokenizer to look code vectors up in"):
         export_plain(model, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks for it
+def test_adapters_are_to_be_merged_first(
+    make_unified: Make, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(make_unified(), config).eval()
+    with pytest.raises(FormatError, match="those of qwen3, model.layers.0.self_attn.q_proj.base_"):
+        export_plain(adapted.get_base_model(), tmp_path)
+    ours = adapted(tokens, logits_to_keep=0).logits[..., :37].log_softmax(-1)
+    merged = adapted.merge_and_unload()
+    theirs = plain_of(merged, tmp_path)(tokens).logits[..., :37].log_softmax(-1)
+    assert torch.allclose(theirs, ours, atol=1e-4)
+    plain = make_unified()(tokens, logits_to_keep=0).logits[..., :37].log_softmax(-1)
+    assert not torch.allclose(theirs, plain, atol=1e-2)
