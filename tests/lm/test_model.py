@@ -290,3 +290,23 @@ def test_without_pictures_no_tokenizer_is_needed(make_unified: Make, tokens: tor
     model = make_unified()
     model.codes.tokenizer = None
     assert model(tokens[:, :1], labels=tokens[:, :1]) is not None
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_where_positions_start_anew_nothing_before_is_seen(
+    make_unified: Make, tokens: torch.Tensor, family: str, attention: str
+) -> None:
+    """In training as in evaluation, and with the cache that a language model makes by default."""
+    for training in (False, True):
+        model = make_unified(family).train(training)
+        model.set_attn_implementation(attention)
+        assert model.language.config._attn_implementation == attention
+        row, length = tokens[:1], tokens.shape[1]
+        packed = torch.cat([row.flip(1)[:, :3] % 30, row], dim=1)
+        positions = torch.cat([torch.arange(3), torch.arange(length)])[None]
+        labels = torch.cat([torch.full((1, 4), -100), row[:, 1:]], dim=1)
+        alone = model(row, labels=row).loss
+        loss = model(packed, position_ids=positions, labels=labels).loss
+        assert torch.allclose(loss, alone, atol=1e-5)
+        assert not torch.allclose(model(packed, labels=labels).loss, alone, atol=1e-3)

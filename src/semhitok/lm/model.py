@@ -229,6 +229,8 @@ class UnifiedModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped
         """Loss where there are labels, else log-probabilities of what comes next.
 
         Args:
+            position_ids: where they start anew, and no mask is given, another example begins, which
+                does not see those before it.
             labels: the ids themselves, -100 where nothing is to be learned; shifted in here.
             logits_to_keep: last positions to give log-probabilities of, over the whole vocabulary;
                 0 for all of them. One by default, as all of a long sequence may not fit in memory.
@@ -237,6 +239,10 @@ class UnifiedModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped
                 comes back beside `loss` and `logits`.
         """
         kwargs.pop("return_dict", None)
+        if labels is not None:
+            # With a cache, which models make by default, `transformers` no longer looks for several
+            # examples in a row, and each would read those before it.
+            kwargs["use_cache"] = False
         outputs = self.language.get_decoder()(
             inputs_embeds=self.embed(input_ids),
             attention_mask=attention_mask,
