@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +10,42 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from semhitok.lm.model import UnifiedModel
+    from semhitok.lm.processor import UnifiedProcessor
     from semhitok.model import SemHiTok
 
 FAMILIES = ["qwen3", "qwen2", "llama"]
 TEXT_SIZE, TEXT_LENGTH = 40, 37
+
+CHATML = (
+    "{% for m in messages %}<|begin|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}"
+)
+THINKING = (
+    "{% set last = namespace(user=0) %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set last.user = loop.index0 %}{% endif %}"
+    "{% endfor %}{% for m in messages %}<|begin|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.index0 > last.user %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content.split('</think>')[-1].lstrip('\n') }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|begin|>assistant\n"
+    "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+"""Writes old turns in another way than the last, as models that think do."""
+PLAIN = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }} "
+    "{% elif m.role == 'user' %}USER: {{ m.content | trim }}"
+    "{% else %} ASSISTANT: {{ m.content | trim }} {{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
+"""Of words alone, but for the end of a reply."""
+TEMPLATES = {"chatml": CHATML, "thinking": THINKING, "plain": PLAIN, "default": None}
+CORPUS = [
+    "a photo of a dog.\nWhat is in this picture?\nIs there a goldfish? Yes. No.",
+    "user assistant system: describe the picture, please. A black dog runs in the snow.",
+    "USER: draw a red fish ASSISTANT: ",
+]
 
 
 @pytest.fixture
@@ -78,3 +108,84 @@ def tokens() -> torch.Tensor:
     first = words.join([text, torch.tensor([[0, 63, 5], [17, 30, 2]]), torch.tensor([9, 4])])
     second = words.join([text[:1], torch.tensor([[8, 9], [63, 0], [1, 1]]), text.flip(0), text[:1]])
     return torch.stack([first, second])
+
+
+@pytest.fixture(scope="session")
+def _text_tokenizers() -> dict[str, PreTrainedTokenizerFast]:
+    """One of bytes, as of Qwen and Llama 3, and one of words with their blanks, as of Llama 2."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<s>", "</s>", "<|begin|>", "<|end|>"]
+    of_bytes = Tokenizer(models.BPE())
+    of_bytes.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    of_bytes.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    of_words = Tokenizer(models.BPE(byte_fallback=True))
+    of_words.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    of_words.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    spare = [f"<0x{n:02X}>" for n in range(256)]
+    for inner, more in ((of_bytes, []), (of_words, spare)):
+        trainer = trainers.BpeTrainer(
+            vocab_size=600,
+            special_tokens=special + more,
+            initial_alphabet=alphabet if inner is of_bytes else [],
+            show_progress=False,
+        )
+        inner.train_from_iterator(CORPUS, trainer)
+    of_words.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    return {
+        name: PreTrainedTokenizerFast(
+            tokenizer_object=inner,
+            bos_token="<s>",
+            eos_token="</s>",
+            extra_special_tokens=["<|begin|>", "<|end|>"],
+        )
+        for name, inner in (("bytes", of_bytes), ("words", of_words))
+    }
+
+
+@pytest.fixture
+def make_text(
+    _text_tokenizers: dict[str, PreTrainedTokenizerFast],
+) -> Callable[..., PreTrainedTokenizerFast]:
+    """A text tokenizer with one of TEMPLATES, or another template."""
+
+    def make(template: str = "chatml", kind: str = "bytes") -> PreTrainedTokenizerFast:
+        text = copy.deepcopy(_text_tokenizers[kind])
+        text.chat_template = TEMPLATES.get(template, template)
+        return text
+
+    return make
+
+
+@pytest.fixture
+def make_processor(
+    make_text: Callable[..., PreTrainedTokenizerFast], tiny_tokenizer: SemHiTok
+) -> Callable[..., UnifiedProcessor]:
+    """A processor of the tiny tokenizer (patch 8, 16 x 4 ids) and a text tokenizer."""
+
+    def make(template: str = "chatml", kind: str = "bytes", **options: Any) -> UnifiedProcessor:
+        from semhitok.lm.processor import UnifiedProcessor
+        from semhitok.lm.vocabulary import Vocabulary
+
+        text = make_text(template, kind)
+        words = Vocabulary(
+            text_size=len(text) + 5,
+            text_length=len(text),
+            num_semantic=16,
+            num_pixel=4,
+            max_side=8,
+        )
+        return UnifiedProcessor(text, words, tiny_tokenizer, **options)
+
+    return make
