@@ -6,7 +6,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from semhitok.errors import FormatError
-from semhitok.lm.chat import ChatTemplate, Turn
+from semhitok.lm.chat import ChatTemplate
+from semhitok.lm.messages import Turn
 
 Make = Callable[..., PreTrainedTokenizerFast]
 ASK = Turn("user", (0, "\nWhat is it?"))

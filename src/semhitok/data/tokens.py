@@ -100,6 +100,8 @@ class TokenSummary:
     rows: int
     failures: tuple[Failure, ...]
     """Pictures that should have been in it."""
+    columns: tuple[str, ...]
+    """What travels along: label, captions, ..."""
 
 
 class TokenFile:
@@ -335,7 +337,8 @@ def summarize_tokens(path: str | Place) -> TokenSummary:
         ) from error
     failures = json.loads((schema.metadata or {}).get(_FAILURES, b"[]"))
     found = tuple(Failure(key, why) for key, why in failures)
-    return TokenSummary(_metadata(schema, path), rows, found)
+    columns = tuple(name for name in schema.names if name not in TAKEN)
+    return TokenSummary(_metadata(schema, path), rows, found, columns)
 
 
 def _existing(path: str | Place) -> Place:

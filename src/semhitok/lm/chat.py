@@ -19,6 +19,7 @@ from semhitok.errors import FormatError
 from semhitok.extras import require
 from semhitok.images import reason
 from semhitok.lm.examples import Span
+from semhitok.lm.messages import Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,14 +34,6 @@ DEFAULT_TEMPLATE = (
     "{% if add_generation_prompt %}assistant:\n{% endif %}"
 )
 """For text tokenizers without a template of their own: those of base models."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A message: text, with the numbers of its pictures where they stand."""
-
-    role: str
-    parts: tuple[str | int, ...]
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from semhitok import __version__
+import semhitok
 from semhitok.errors import FormatError, NotFoundError
 from semhitok.files import storage_error, write_file
 from semhitok.images import reason
-from semhitok.lm.chat import ChatTemplate, Script, Turn
+from semhitok.lm.chat import ChatTemplate, Script
 from semhitok.lm.examples import Example, Span, runs
+from semhitok.lm.messages import Message, Turn, to_turns
 from semhitok.lm.pictures import Picture, PictureReader, Size
 from semhitok.lm.vocabulary import Piece, Vocabulary
 from semhitok.model.tokenizer import SemHiTok
@@ -27,13 +28,8 @@ from semhitok.model.tokenizer import SemHiTok
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IMAGE_PLACE = "<image>"
-"""Where a picture stands in a message that is a string."""
 PROCESSOR = "processor.json"
 FORMAT_VERSION = 1
-Message = Mapping[str, Any]
-"""`role`: system, user or assistant; `content`: a string with `<image>` places, or a list of
-`{"type": "text", "text": ...}` and `{"type": "image"}`."""
 
 
 class UnifiedProcessor:
@@ -133,7 +129,7 @@ class UnifiedProcessor:
             ImageError, NotFoundError, ShapeError, RangeError: a picture that cannot be used.
             IdError: a grid with an id outside [0, K * m).
         """
-        turns = _turns(messages, len(pictures))
+        turns = to_turns(messages, len(pictures))
         script = self.template.write(turns, prompt=True)
         return self._tokens(script, self.pictures.grids(pictures))[0]
 
@@ -152,7 +148,7 @@ class UnifiedProcessor:
             FormatError: as `prompt`; or no reply at the end, or a drawing whose text does not
                 leave the unconditional prompt.
         """
-        turns = _turns(messages, len(pictures))
+        turns = to_turns(messages, len(pictures))
         script = self.template.write(turns, prompt=False)
         tokens, places = self._tokens(script, self.pictures.grids(pictures))
         learned = torch.zeros(len(tokens), dtype=torch.bool)
@@ -269,7 +265,7 @@ class UnifiedProcessor:
             "format_version": FORMAT_VERSION,
             **self.identity(),
             "size": list(size) if isinstance(size, tuple) else size,
-            "version": __version__,
+            "version": semhitok.__version__,
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -346,57 +342,6 @@ def _short(value: Any) -> str:
 
 def _says(text: str) -> Message:
     return {"role": "assistant", "content": text}
-
-
-def _turns(messages: Sequence[Message], pictures: int) -> list[Turn]:
-    """Messages with their pictures numbered.
-
-    Raises:
-        FormatError: a message that is none, or not as many places as pictures.
-    """
-    turns: list[Turn] = []
-    places = 0
-    for number, message in enumerate(messages):
-        parts: list[str | int] = []
-        for part in _parts(message, number):
-            if part is None:
-                parts.append(places)
-                places += 1
-            elif part:
-                parts.append(part)
-        turns.append(Turn(str(message["role"]), tuple(parts)))
-    if places != pictures:
-        raise FormatError(
-            f"the conversation has {places} {IMAGE_PLACE} places and {pictures} pictures; give one "
-            "picture for each place"
-        )
-    return turns
-
-
-def _parts(message: Message, number: int) -> list[str | None]:
-    """Texts, and None where a picture stands."""
-    content = message.get("content")
-    if "role" not in message or not isinstance(content, (str, list, tuple)):
-        raise FormatError(
-            f"message {number} is {message!r:.80}; it must have a role, and as content a string or "
-            "a list of texts and images"
-        )
-    if isinstance(content, str):
-        first, *rest = content.split(IMAGE_PLACE)
-        return [first, *(part for text in rest for part in (None, text))]
-    parts: list[str | None] = []
-    for item in content:
-        kind = item.get("type") if isinstance(item, Mapping) else None
-        if kind == "image":
-            parts.append(None)
-        elif kind == "text" and isinstance(item.get("text"), str):
-            parts.append(item["text"])
-        else:
-            raise FormatError(
-                f'message {number} has {item!r:.80} in it; allowed: {{"type": "text", "text": '
-                '...} and {"type": "image"}'
-            )
-    return parts
 
 
 def _is_drawing(turns: Sequence[Turn]) -> bool:
