@@ -26,11 +26,13 @@ def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from semhitok.cli import main; assert main(['--help']) == 0\n"
         "assert main(['encode', '--help']) == 0\n"
+        "assert main(['lm', 'prepare', '--help']) == 0\n"
         f"print('loaded:', [m for m in {HEAVY!r} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("loaded: []\n"), done.stdout + done.stderr
-    for command in ("info", "encode", "decode", "demo", "train", "evaluate", "study", "tokenize"):
+    commands = "info encode decode demo train evaluate study tokenize lm"
+    for command in commands.split():
         assert f"  {command} " in done.stdout
 
 
@@ -45,10 +47,22 @@ def test_help_is_fast() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["info", "encode", "decode", "demo", "train", "evaluate", "study", "tokenize"]
+    "command",
+    [
+        "info",
+        "encode",
+        "decode",
+        "demo",
+        "train",
+        "evaluate",
+        "study",
+        "tokenize",
+        "lm",
+        "lm prepare",
+    ],
 )
 def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([command, "--help"]) == 0
+    assert cli.main([*command.split(), "--help"]) == 0
     assert f"semhitok {command}" in capsys.readouterr().out
 
 

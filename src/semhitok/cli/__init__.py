@@ -23,6 +23,7 @@ from semhitok.cli.demo import demo
 from semhitok.cli.encode import encode
 from semhitok.cli.evaluate import evaluate
 from semhitok.cli.info import info
+from semhitok.cli.lm import lm
 from semhitok.cli.study import study
 from semhitok.cli.tokenize import tokenize
 from semhitok.cli.train import train
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 for _command in (info, encode, decode, demo, evaluate, train, study, tokenize):
     app.command()(_command)
+app.add_typer(lm, name="lm")
 
 
 def _show_version(wanted: bool) -> bool:

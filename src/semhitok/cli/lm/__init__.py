@@ -1,0 +1,15 @@
+"""`semhitok lm`: the multimodal model's data, training and evaluation; one file a command."""
+
+from __future__ import annotations
+
+import typer
+
+from semhitok.cli.lm.prepare import prepare
+
+lm = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The multimodal model.")
+lm.command()(prepare)
+
+
+@lm.callback()
+def _group() -> None:
+    """The multimodal model: a language model that reads and writes the tokenizer's ids."""
