@@ -60,6 +60,17 @@ def test_it_writes_the_same_text_of_the_same_picture(
         assert len(wanted[0][0]) == 20
 
 
+def test_embeddings_as_a_prompt_need_no_tables(
+    make_unified: Make, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    model = make_unified()
+    model.language.save_pretrained(tmp_path)
+    language = AutoModelForCausalLM.from_pretrained(tmp_path)
+    theirs = language(inputs_embeds=model.embed(tokens)).logits[..., :37].log_softmax(-1)
+    ours = model(tokens, logits_to_keep=0).logits[..., :37].log_softmax(-1)
+    assert torch.allclose(theirs, ours, atol=1e-4)
+
+
 @pytest.mark.parametrize("image_input", ["dual", "table"])
 def test_rows_are_made_a_few_at_a_time(
     make_unified: Make,

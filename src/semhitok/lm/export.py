@@ -37,9 +37,12 @@ def export_plain(model: UnifiedModel, folder: str | Path) -> None:
     language model's architecture: pictures in the prompt, text out.
 
     Its vocabulary is the unified one, so that a prompt is the same tokens; image ids are no strings
-    of a tokenizer, and prompts go in as ids. Rows of the embedding: text, the adapter's output of
-    each image id, markers. Rows of the output layer: of text ids that the text tokenizer knows,
-    ours; all others are the mean of those.
+    of a tokenizer, and prompts go in as ids. (Until August 2025, pull request 22471, vLLM refused
+    ids that its text tokenizer does not know, but for `skip_tokenizer_init`.)
+
+    Rows of the embedding: text, the adapter's output of each image id, markers. Rows of the output
+    layer: of text ids that the text tokenizer knows, ours; all others are the mean of those. Both
+    tables are held in memory until they are written.
 
     What is exact: what it reads, and the logits of text ids, up to rounding. A mean of logits is
     below the largest of them, so greedy text needs nothing more, while sampling may choose an id
