@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from semhitok.errors import FormatError, NotFoundError, RecipeError, near_matches
 
@@ -21,6 +21,18 @@ class Section(BaseModel):
     """A part of a recipe; keys that it does not know are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Optimizer(Section):
+    """AdamW, warm-up, cosine to `final` of the peak rate."""
+
+    lr: float = Field(gt=0)
+    final: float = Field(default=0.02, ge=0)
+    warmup: int = Field(default=100, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient."""
 
 
 S = TypeVar("S", bound=Section)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from semhitok.train.recipe import Optimizer
 from semhitok.train.updater import Updater, learning_rate
 from semhitok.train.world import World
+from semhitok.yaml_recipes import Optimizer
 
 
 def test_rate_warms_up_linearly_and_falls_by_a_cosine() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -70,6 +71,15 @@ class UnifiedConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         self.image_input, self.image_head = image_input, image_head
         self.head_width = head_width
         super().__init__(**kwargs)
+
+
+@dataclass
+class UnifiedOutput(CausalLMOutputWithPast):
+    """What `forward` gives."""
+
+    token_losses: Tensor | None = None
+    """Where there are labels, without gradient: sum and count over text ids and markers, then over
+    image ids, (2, 2) float32; not weighted."""
 
 
 class UnifiedModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
@@ -222,16 +232,21 @@ class UnifiedModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         labels: Int64[Tensor, "b t"] | None = None,
+        image_weight: float = 1.0,
+        num_items_in_batch: Tensor | int | None = None,
         logits_to_keep: int = 1,
         read_out: Callable[[Tensor], Tensor] | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> UnifiedOutput:
         """Loss where there are labels, else log-probabilities of what comes next.
 
         Args:
             position_ids: where they start anew, and no mask is given, another example begins, which
                 does not see those before it.
             labels: the ids themselves, -100 where nothing is to be learned; shifted in here.
+            image_weight: of an image id's loss; all others have one of 1.
+            num_items_in_batch: what the loss's sum is divided by; None for the labels that are
+                learned here. With the count of a whole step, accumulated parts add up to its mean.
             logits_to_keep: last positions to give log-probabilities of, over the whole vocabulary;
                 0 for all of them. One by default, as all of a long sequence may not fit in memory.
             read_out: what to give as `logits` of hidden states (n, d) in place of `log_probs`.
@@ -251,14 +266,20 @@ class UnifiedModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped
         )
         carried = dict(outputs)
         hidden = carried.pop("last_hidden_state")
-        loss = logits = None
+        loss = logits = seen = None
         if labels is not None:
             learned = labels[:, 1:] != -100
-            loss = self.losses(hidden[:, :-1][learned], labels[:, 1:][learned]).mean()
+            targets = labels[:, 1:][learned]
+            losses = self.losses(hidden[:, :-1][learned], targets)
+            is_image = self.vocabulary.is_image(targets)
+            total = num_items_in_batch if num_items_in_batch is not None else max(1, len(losses))
+            loss = torch.where(is_image, image_weight * losses, losses).sum() / total
+            kinds = torch.stack([~is_image, is_image]).float()
+            seen = torch.stack([kinds @ losses.detach(), kinds.sum(dim=1)], dim=1)
         else:
             kept = hidden[:, -logits_to_keep:]  # of 0, all
             logits = (read_out or self.log_probs)(kept.flatten(0, 1)).view(*kept.shape[:2], -1)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, **carried)
+        return UnifiedOutput(loss=loss, logits=logits, token_losses=seen, **carried)
 
     def prepare_inputs_for_generation(
         self,
@@ -292,7 +313,7 @@ class UnifiedModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped
         """
         words = self.vocabulary
         words.check(tokens)
-        is_image = (tokens >= words.image_offset) & (tokens < words.marker_offset)
+        is_image = words.is_image(tokens)
         # In the outer softmax the markers follow the text at once, and the slot comes last.
         outer = tokens.where(tokens < words.image_offset, tokens - words.num_images)
         outer = outer.where(~is_image, words.text_size + words.num_markers)

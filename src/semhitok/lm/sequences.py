@@ -45,13 +45,17 @@ class Sequences:
         listed = [folders] if isinstance(folders, (str, Place)) else list(folders)
         self.name = ", ".join(map(str, listed))
         tables: list[pa.Table] = []
+        digests: list[str] = []
         for folder in listed:
-            identity, found = _read_folder(locate(folder))
+            identity, found, hashes = _read_folder(locate(folder))
+            digests += hashes
             if tables:
                 check_identity(self.identity, identity, str(folder))
             else:
                 self.identity: dict[str, Any] = identity
             tables += found
+        self.fingerprint = hashlib.sha256(" ".join(digests).encode()).hexdigest()
+        """Hash of all sequences, wherever the folders are."""
         table = pa.concat_tables(tables).combine_chunks()
         self.keys = table.column("key")
         self.kinds: np.ndarray = np.array(table.column("kind").to_pylist())
@@ -207,8 +211,8 @@ class PackedSequences(torch.utils.data.Dataset[Item]):
 # -------------------------------------------------------------------------------------- reading
 
 
-def _read_folder(folder: Place) -> tuple[dict[str, Any], list[pa.Table]]:
-    """What the shards say of themselves, and their rows."""
+def _read_folder(folder: Place) -> tuple[dict[str, Any], list[pa.Table], list[str]]:
+    """What the shards say of themselves, their rows, and their hashes."""
     path = folder / MANIFEST
     if not is_file(path):
         raise NotFoundError(
@@ -224,7 +228,7 @@ def _read_folder(folder: Place) -> tuple[dict[str, Any], list[pa.Table]]:
     found = [_read_shard(folder / name, digest) for name, digest in shards]
     for name, (identity, _) in zip(shards, found, strict=True):
         check_identity(found[0][0], identity, f"{folder / name[0]}")
-    return found[0][0], [table for _, table in found]
+    return found[0][0], [table for _, table in found], [digest for _, digest in shards]
 
 
 def _read_shard(path: Place, digest: str) -> tuple[dict[str, Any], pa.Table]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from semhitok.errors import FormatError, IdError, RangeError, ShapeError
@@ -108,6 +108,10 @@ class Vocabulary:
         """
         _check_range(tokens, self.image_offset, self.marker_offset, "token", "the image block")
         return tokens - self.image_offset
+
+    def is_image(self, tokens: Int64[Tensor, "*any"]) -> Bool[Tensor, "*any"]:
+        """Which tokens are of the image block."""
+        return (tokens >= self.image_offset) & (tokens < self.marker_offset)
 
     def check(self, tokens: Int64[Tensor, "*any"]) -> None:
         """Raises:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field
 
-from semhitok.yaml_recipes import Section, load
+from semhitok.yaml_recipes import Optimizer, Section, load
 
 
 class TeacherSection(Section):
@@ -51,18 +51,6 @@ class Phase(Section):
     """Pictures a step, over all ranks and accumulated micro-batches."""
     enlarge: bool = False
     """Use pictures smaller than the crop, enlarged; else they are passed over."""
-
-
-class Optimizer(Section):
-    """AdamW, warm-up, cosine to `final` of the peak rate."""
-
-    lr: float = Field(gt=0)
-    final: float = Field(default=0.02, ge=0)
-    warmup: int = Field(default=100, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the gradient."""
 
 
 class StageSection(Section):

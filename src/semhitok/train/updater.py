@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from semhitok.train.recipe import Optimizer
 from semhitok.train.world import World
+from semhitok.yaml_recipes import Optimizer
 
 
 def learning_rate(config: Optimizer, step: int, steps: int) -> float:
