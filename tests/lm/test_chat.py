@@ -118,6 +118,17 @@ def test_templates_that_no_reply_can_be_learned_with(
         ChatTemplate(make_text(template)).write([ASK, REPLY], prompt=False)
 
 
+def test_a_template_without_a_generation_prompt(make_text: Make) -> None:
+    """A picture is drawn right after a prompt, and so must stand there when it is learned."""
+    chat = ChatTemplate(
+        make_text("{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}")
+    )
+    text = chat.write([ASK, REPLY], prompt=False)
+    assert parts(text, "replies") == ["assistant: A dog.</s>"]
+    with pytest.raises(FormatError, match="puts 'assistant: ' between its generation prompt and"):
+        chat.write([Turn("user", ("draw",)), Turn("assistant", (0,))], prompt=False)
+
+
 def test_a_template_that_loses_a_message(make_text: Make) -> None:
     loses = (
         "{% for m in messages if m.role != 'system' %}{{ m.content }}<|end|>{% endfor %}"

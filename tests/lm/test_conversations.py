@@ -183,3 +183,8 @@ def test_tokens_of_another_tokenizer(shards: Path) -> None:
         FormatError, match=r"written by toy \(abc\), not by the tokenizer .*\(def\)"
     ):
         TokenPictures(shards, "def")
+
+
+def test_a_key_that_two_pictures_have(shards: Path) -> None:
+    with pytest.raises(FormatError, match="two pictures .* have the key 'coco/0.jpg'"):
+        TokenPictures([shards / "tokens-0.parquet"] * 2, "abc")

@@ -4,22 +4,18 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from semhitok.errors import (
     FormatError,
-    IdError,
-    ImageError,
     NotFoundError,
-    RangeError,
-    ShapeError,
 )
 from semhitok.lm.examples import Example
+from semhitok.lm.generation import Sampling, draw, reply
+from semhitok.lm.model import UnifiedModel
 from semhitok.lm.processor import UnifiedProcessor
 from semhitok.model import SemHiTok
 
@@ -109,6 +105,7 @@ def test_what_is_left_of_a_drawing_is_the_unconditional_prompt(
         bare = example.unconditional()
         before = bare.learned[0][0]
         assert torch.equal(bare.input_ids[:before], processor.unconditional())
+        assert bare.input_ids[before] == processor.vocabulary.begin, "as draw() forces it"
         assert torch.equal(bare.input_ids[before:], example.input_ids[example.learned[0][0] :])
         assert torch.equal(bare.labels[bare.labels != -100], example.labels[example.labels != -100])
         assert torch.equal(
@@ -147,91 +144,7 @@ def test_plain_text_is_learned_whole(make_processor: Make) -> None:
         assert processor.decode(example.input_ids) == ["a black dog"]
 
 
-# -- pictures ----------------------------------------------------------------------------------
-
-
-def grid_in(processor: UnifiedProcessor, picture: object) -> Tensor:
-    tokens = processor.prompt([user("<image>")], [picture])  # type: ignore[list-item]
-    return next(p for p in processor.decode(tokens) if isinstance(p, Tensor))
-
-
-def test_pictures_of_all_kinds_are_one(
-    make_processor: Make, images: Tensor, tmp_path: Path
-) -> None:
-    processor = make_processor()
-    wanted = processor.tokenizer.encode(images[:1].mul(255).round().div(255))[0]
-    pixels = images[0].permute(1, 2, 0).mul(255).round().to(torch.uint8).numpy()
-    path = tmp_path / "0.png"
-    Image.fromarray(pixels).save(path)
-    whole = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
-    for picture in (path, str(path), path.read_bytes(), Image.open(path), pixels, whole, wanted):
-        assert torch.equal(grid_in(processor, picture), wanted)
-
-
-def test_sizes(make_processor: Make) -> None:
-    photo = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
-    for size, shape in ((None, (4, 4)), (48, (6, 6)), ((2, 5), (2, 5)), ((8, 1), (8, 1))):
-        assert grid_in(make_processor(size=size), photo).shape == shape
-    exact = np.random.default_rng(0).integers(0, 256, (16, 40, 3), dtype=np.uint8)
-    processor = make_processor(size=(2, 5))
-    as_it_is = processor.tokenizer.preprocess(exact, size="native", crop="grid")
-    assert torch.equal(grid_in(processor, exact), processor.tokenizer.encode(as_it_is)[0])
-    with pytest.raises(RangeError, match="size is 30"):
-        make_processor(size=30)
-    with pytest.raises(RangeError, match="picture of 9x9 patches; sides from 1 to 8"):
-        make_processor(size=72)
-
-
-@pytest.mark.parametrize(
-    ("picture", "kind", "said"),
-    [
-        (torch.tensor([[64]]), IdError, r"id 64 at \(0, 0\) is outside the image block, \[0, 64\)"),
-        (torch.zeros(1, 9).long(), RangeError, "picture of 1x9 patches; sides from 1 to 8"),
-        (torch.zeros(3, 30, 32), ShapeError, "image is 30x32; both sides must be multiples"),
-        (torch.zeros(3, 80, 32), RangeError, "picture of 10x4 patches"),
-        (torch.zeros(3, 32, 32) + 2, RangeError, r"float32 in \[0, 1\] is needed"),
-        (torch.zeros(1, 3, 32, 32), ShapeError, r"\(1, 3, 32, 32\); a grid of ids is \(h, w\)"),
-        (b"no picture", ImageError, "10 bytes"),
-        (Path("nowhere.png"), NotFoundError, "nowhere.png: no such file"),
-    ],
-)
-def test_pictures_that_cannot_be_used(
-    make_processor: Make, as_installed: None, picture: object, kind: type[Exception], said: str
-) -> None:
-    with pytest.raises(kind, match=said):
-        make_processor().prompt([user("<image>")], [picture])  # type: ignore[list-item]
-
-
-def test_a_picture_that_comes_twice_is_encoded_once(
-    make_processor: Make, images: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    processor = make_processor()
-    encode, given = processor.tokenizer.encode, []
-    monkeypatch.setattr(processor.tokenizer, "encode", lambda x: given.append(len(x)) or encode(x))
-    a, b = images[0], images[1]
-    found = processor.pictures.try_grids([a, b, OTHER, a])
-    assert given == [2]
-    assert torch.equal(found[0], encode(images[:1])[0]) and torch.equal(found[0], found[3])
-
-
-# -- messages and parts that do not fit ----------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("messages", "pictures", "said"),
-    [
-        ([user("<image> and <image>")], [GRID], "2 <image> places and 1 pictures"),
-        ([user("no picture")], [GRID], "0 <image> places and 1 pictures"),
-        ([{"role": "user"}], [], "message 0 is .*; it must have a role"),
-        ([user([{"type": "video"}])], [], "message 0 has .*; allowed"),
-        ([{"role": "human", "content": "x"}], [], "message 0 has role 'human'"),
-    ],
-)
-def test_messages_that_are_none(
-    make_processor: Make, messages: list[dict[str, object]], pictures: list[Tensor], said: str
-) -> None:
-    with pytest.raises(FormatError, match=said):
-        make_processor().prompt(messages, pictures)
+# -- parts that do not fit ----------------------------------------------------------
 
 
 def test_a_reply_cut_off_in_a_picture(make_processor: Make) -> None:
@@ -315,3 +228,37 @@ def test_for_a_language_model(
     assert (words.text_size, words.text_length, words.max_side) == (len(text) + 3, len(text), 6)
     with pytest.raises(NotFoundError, match="no language model"):
         UnifiedProcessor.for_language(tmp_path / "nowhere", tiny_tokenizer)
+
+
+def test_a_tokenizer_in_parts_has_no_hash(make_processor: Make, tmp_path: Path) -> None:
+    processor = make_processor()
+    processor.tokenizer.save_pretrained(tmp_path)
+    half = SemHiTok.from_pretrained(tmp_path, parts=("encode",))
+    with pytest.raises(FormatError, match="its hash is over all parts: load it whole"):
+        UnifiedProcessor(processor.text, processor.vocabulary, half)
+
+
+def test_generation_takes_its_prompts(
+    make_processor: Make, make_language: Callable[..., PreTrainedModel]
+) -> None:
+    processor = make_processor()
+    words = processor.vocabulary
+    model = UnifiedModel.unite(
+        make_language(vocab_size=words.text_size),
+        processor.tokenizer,
+        text_length=words.text_length,
+        max_side=words.max_side,
+    ).eval()
+    assert model.vocabulary == words
+    bare = processor.unconditional()
+    guided = Sampling(guidance=3.0)
+    prompts = [processor.prompt([user("a dog")]), processor.prompt(TALK[:1], [GRID])]
+    grids = draw(model, prompts, [(2, 3), (1, 1)], sampling=guided, unconditional=bare)
+    assert [tuple(grid.shape) for grid in grids] == [(2, 3), (1, 1)]
+    replies = reply(
+        model, prompts, sizes=[(1, 2)], max_new_tokens=12, stop=processor.stop,
+        sampling=guided, unconditional=bare,
+    )  # fmt: skip
+    for pieces in replies:
+        decoded = processor.decode_pieces(pieces)
+        assert len(decoded) == len(pieces) and {type(p) for p in decoded} <= {str, Tensor}

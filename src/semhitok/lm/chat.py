@@ -95,7 +95,9 @@ class ChatTemplate:
                 before = self._render(marked[:number], prompt=True)
                 after = self._render(marked[: number + 1], prompt=False)
                 written += before[self._end(before, marks, number) :]
-                written += marks.begin + self._reply(before, after, marks, number) + marks.end
+                drawn = isinstance(next(iter(turn.parts), None), int)
+                reply = self._reply(before, after, marks, number, drawn)
+                written += marks.begin + reply + marks.end
         if prompt:
             before = self._render(marked, prompt=True)
             written += before[self._end(before, marks, len(turns)) :]
@@ -134,7 +136,9 @@ class ChatTemplate:
                 "tokenizer's chat_template"
             ) from error
 
-    def _reply(self, before: str, after: str, marks: _Marks, number: int) -> str:
+    def _reply(
+        self, before: str, after: str, marks: _Marks, number: int, picture_first: bool
+    ) -> str:
         """What the template writes for a reply, its end-of-turn token included."""
         if not after.startswith(before):
             raise FormatError(
@@ -143,9 +147,16 @@ class ChatTemplate:
                 "chat_template without that"
             )
         reply = after[len(before) : self._end(after, marks, number + 1)]
-        # A picture comes right after its prompt: nothing but its markers is drawn.
-        bare = reply.lstrip()
-        return bare if bare.startswith(marks.picture) else reply
+        before_picture, found, _ = reply.partition(marks.picture)
+        if not (found and picture_first):
+            return reply
+        if before_picture.strip():
+            raise FormatError(
+                f"the chat template puts {before_picture!r} between its generation prompt and a "
+                "picture in reply, which must come right after a prompt to be drawn; give the "
+                "tokenizer a chat_template without that"
+            )
+        return reply[len(before_picture) :]
 
     def _end(self, rendered: str, marks: _Marks, number: int) -> int:
         """Where the last reply ends of a text that has messages 0 to `number` - 1."""

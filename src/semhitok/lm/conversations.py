@@ -101,7 +101,8 @@ class TokenPictures:
 
     def __init__(self, data: str | Place | Sequence[str | Place], tokenizer_hash: str) -> None:
         """Raises:
-        NotFoundError, FormatError: no token files, or another tokenizer's.
+        NotFoundError, FormatError: no token files, another tokenizer's, or a key that two
+            pictures have.
         """
         dataset = TokenDataset(data)
         check_tokenizer(dataset.metadata, tokenizer_hash)
@@ -109,6 +110,11 @@ class TokenPictures:
         ids: list[np.ndarray] = []
         sizes: list[tuple[int, int]] = []
         for sample in (dataset[n] for n in range(len(dataset))):
+            if sample.key in self._rows:
+                raise FormatError(
+                    f"two pictures of the token shards have the key {sample.key!r}; give shards in "
+                    "which each has one of its own"
+                )
             self._rows[sample.key] = len(ids)
             ids.append(sample.ids.numpy().astype(np.int32).ravel())
             sizes.append((sample.ids.shape[0], sample.ids.shape[1]))

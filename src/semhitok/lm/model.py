@@ -166,7 +166,7 @@ class UnifiedModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped
             text_config=language.config,
             vocabulary=vocabulary.to_dict(),
             tokenizer_name=sizes.name,
-            tokenizer_hash=_hash_of(tokenizer),
+            tokenizer_hash=hash_of(tokenizer),
             semantic_dim=sizes.semantic.code_dim,
             pixel_dim=sizes.pixel.code_dim,
             image_input=image_input,
@@ -186,7 +186,7 @@ class UnifiedModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped
         Raises:
             FormatError: it is another tokenizer, or was loaded in parts.
         """
-        found = _hash_of(tokenizer)
+        found = hash_of(tokenizer)
         if found != self.config.tokenizer_hash:
             raise FormatError(
                 f"{tokenizer.config.name} ({found[:12]}) is not the tokenizer of this model, "
@@ -341,7 +341,12 @@ class UnifiedModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped
         return F.cross_entropy(self._outer(hidden), targets, reduction="none")
 
 
-def _hash_of(tokenizer: SemHiTok) -> str:
+def hash_of(tokenizer: SemHiTok) -> str:
+    """The hash of a tokenizer.
+
+    Raises:
+        FormatError: it was loaded in parts.
+    """
     if set(tokenizer.parts) != set(ALL_PARTS):
         raise FormatError(
             f"{tokenizer.config.name} was loaded for {list(tokenizer.parts)}; its hash is over "

@@ -21,6 +21,7 @@ from semhitok.images import reason
 from semhitok.lm.chat import ChatTemplate, Script
 from semhitok.lm.examples import Example, Span, runs
 from semhitok.lm.messages import Message, Turn, to_turns
+from semhitok.lm.model import hash_of
 from semhitok.lm.pictures import Picture, PictureReader, Size
 from semhitok.lm.vocabulary import Piece, Vocabulary
 from semhitok.model.tokenizer import SemHiTok
@@ -59,27 +60,11 @@ class UnifiedProcessor:
                 template that no reply can be learned with.
             RangeError: a size that is impossible.
         """
-        if not text.is_fast:
-            raise FormatError(
-                f"{type(text).__name__} is a slow tokenizer, which does not tell where its tokens "
-                "stand in the text; load it with AutoTokenizer"
-            )
-        if len(text) != vocabulary.text_length:
-            raise FormatError(
-                f"the text tokenizer has {len(text)} ids, the vocabulary is for "
-                f"{vocabulary.text_length}; load the one that the model was made with"
-            )
-        sizes = (tokenizer.config.semantic.num_codes, tokenizer.config.pixel.num_codes)
-        if sizes != (vocabulary.num_semantic, vocabulary.num_pixel):
-            raise FormatError(
-                f"{tokenizer.config.name} has {sizes[0]} x {sizes[1]} codes, the vocabulary is for "
-                f"{vocabulary.num_semantic} x {vocabulary.num_pixel}; load the one that the model "
-                "was made with"
-            )
+        _check_parts(text, vocabulary, tokenizer)
         self.text, self.vocabulary, self.tokenizer = text, vocabulary, tokenizer
         self.template = ChatTemplate(text)
         self.pictures = PictureReader(tokenizer, vocabulary, size)
-        self.tokenizer_hash = tokenizer.hash
+        self.tokenizer_hash = hash_of(tokenizer)
         probe = self.example([{"role": "user", "content": "a"}, _says("a")])
         self.stop: tuple[int, ...] = (int(probe.input_ids[-1]),)
         """Text ids that end a reply."""
@@ -118,8 +103,10 @@ class UnifiedProcessor:
 
     # -- tokens --------------------------------------------------------------------------------
 
-    def prompt(self, messages: Sequence[Message], pictures: Sequence[Picture] = ()) -> Tensor:
-        """Tokens (t,) of what comes before the assistant's next reply: for `draw` and `reply`.
+    def prompt(
+        self, messages: Sequence[Message], pictures: Sequence[Picture] = ()
+    ) -> Int64[Tensor, " t"]:
+        """Tokens of what comes before the assistant's next reply: for `draw` and `reply`.
 
         Args:
             pictures: one for each `<image>` place, in order.
@@ -310,6 +297,31 @@ class UnifiedProcessor:
         processor = cls(text, vocabulary, tokenizer, size=size)
         check_identity(processor.identity(), state, str(folder))
         return processor
+
+
+def _check_parts(
+    text: PreTrainedTokenizerBase, vocabulary: Vocabulary, tokenizer: SemHiTok
+) -> None:
+    """Raises:
+    FormatError: parts that do not belong together, or a slow text tokenizer.
+    """
+    if not text.is_fast:
+        raise FormatError(
+            f"{type(text).__name__} is a slow tokenizer, which does not tell where its tokens "
+            "stand in the text; load it with AutoTokenizer"
+        )
+    if len(text) != vocabulary.text_length:
+        raise FormatError(
+            f"the text tokenizer has {len(text)} ids, the vocabulary is for "
+            f"{vocabulary.text_length}; load the one that the model was made with"
+        )
+    sizes = (tokenizer.config.semantic.num_codes, tokenizer.config.pixel.num_codes)
+    if sizes != (vocabulary.num_semantic, vocabulary.num_pixel):
+        raise FormatError(
+            f"{tokenizer.config.name} has {sizes[0]} x {sizes[1]} codes, the vocabulary is for "
+            f"{vocabulary.num_semantic} x {vocabulary.num_pixel}; load the one that the model "
+            "was made with"
+        )
 
 
 def check_identity(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> None:
