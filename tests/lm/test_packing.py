@@ -61,6 +61,18 @@ def test_the_plan_follows_from_seed_and_epoch() -> None:
     assert members(plan(3, 5)) != members(plan(3, 6))
 
 
+def test_places_are_drawn_anew_in_each_epoch() -> None:
+    """Not only which example comes where: also where its source does, and where text is dropped."""
+    even = (np.full(50, 100), np.full(50, 10), 1.0)
+
+    def places(epoch: int) -> tuple[list[int], list[bool]]:
+        made = lay_out([even, even], length=100, seed=0, epoch=epoch, drop=0.5)
+        return made.sources.tolist(), made.dropped.tolist()
+
+    (sources, dropped), (others, more) = places(0), places(1)
+    assert sources != others and dropped != more
+
+
 def test_text_is_dropped_of_a_share_of_what_has_some() -> None:
     made = [members(lay_out(MIXTURE, length=100, seed=0, epoch=e, drop=0.3)) for e in range(40)]
     dropped = [[n for s, n, off in found if off and s == 1] for found in made]

@@ -124,14 +124,28 @@ def test_text_that_the_tokenizer_joins_with_the_template(make_processor: Make) -
     joining = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}"
         "{% if m.role == 'assistant' %}</s>{% else %}ow {% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}assistant: {% endif %}"
+        "{% if add_generation_prompt %}assistant:\n{% endif %}"
     )
+    joining = joining.replace("{{ m.role }}: ", "{{ m.role }}:\n")
     processor = make_processor(joining)
     assert processor.text.tokenize(" snow")[0] == "Ġsnow"
     with pytest.raises(
         FormatError, match="the text to draw, 'in the sn', is empty, has blanks at its end, or"
     ):
         processor.example([user("in the sn"), says("<image>")], [GRID])
+
+
+def test_a_reply_that_the_tokenizer_joins_with_its_prompt(make_processor: Make) -> None:
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    with pytest.raises(FormatError, match="joins the reply 'a</s>' with what is before it"):
+        make_processor(template)
+    processor = make_processor(template.replace(": ", ":\n"))
+    processor.text.add_tokens(["\n\n"])  # as tokenizers have it
+    with pytest.raises(FormatError, match="joins the reply '.ndog</s>' with what"):
+        processor.example([user("what?"), says("\ndog")])
 
 
 def test_plain_text_is_learned_whole(make_processor: Make) -> None:

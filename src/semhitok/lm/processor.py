@@ -132,15 +132,21 @@ class UnifiedProcessor:
         the end-of-turn token included.
 
         Raises:
-            FormatError: as `prompt`; or no reply at the end, or a drawing whose text does not
-                leave the unconditional prompt.
+            FormatError: as `prompt`; or no reply at the end, a reply whose tokens do not follow
+                those of its prompt, or a drawing whose text does not leave the unconditional one.
         """
         turns = to_turns(messages, len(pictures))
         script = self.template.write(turns, prompt=False)
         tokens, places = self._tokens(script, self.pictures.grids(pictures))
         learned = torch.zeros(len(tokens), dtype=torch.bool)
-        for span in script.replies:
-            learned |= _within(places, span)
+        for start, stop in script.replies:
+            if bool(((places[:, 0] < start) & (places[:, 1] > start)).any()):
+                raise FormatError(
+                    f"the tokenizer joins the reply {script.text[start:stop]!r:.80} with what is "
+                    "before it, so that it would not follow its prompt; change it, or give the "
+                    "tokenizer a chat_template whose generation prompt ends in no blank"
+                )
+            learned |= _within(places, (start, stop))
         dropped = self._dropped(script, tokens, places) if _is_drawing(turns) else None
         return Example(tokens, runs(learned), dropped)
 

@@ -48,7 +48,7 @@ def prepare(
     data: Annotated[
         list[str],
         typer.Argument(
-            metavar="DATA...",
+            metavar="DATA",
             help="Token shards of semhitok tokenize, or pictures with captions or class names, as "
             "tokenize reads them; for chat LLaVA's .json or .jsonl; for text .txt or .jsonl.",
             show_default=False,
