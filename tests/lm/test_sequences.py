@@ -228,6 +228,10 @@ def test_folders_that_are_not_whole(folders: Callable[..., Path], tmp_path: Path
         shard.write_bytes(damage)
         with pytest.raises(FormatError, match="000000.parquet: no whole file of sequences"):
             Sequences(folder)
+    other = folders("b", some(4, "read")) / "sequences-000000.parquet"
+    shard.write_bytes(other.read_bytes())
+    with pytest.raises(FormatError, match="its hash is not that of the manifest"):
+        Sequences(folder)
     (folder / "manifest.json").write_text(json.dumps({"shards": [{}]}))
     with pytest.raises(FormatError, match="manifest.json is damaged"):
         Sequences(folder)
