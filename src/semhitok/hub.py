@@ -48,16 +48,20 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
             f"there is no model {str(name)!r}{near_matches(str(name), bundled_models())}; a "
             "folder, or a Hub id 'owner/name', will do as well"
         )
-    return _snapshot(str(name), revision)
+    return snapshot(str(name), revision, [CONFIG, WEIGHTS, CARD, METRICS])
 
 
-def _snapshot(repo_id: str, revision: str | None) -> Path:
+def snapshot(repo_id: str, revision: str | None = None, files: list[str] | None = None) -> Path:
+    """A model of the Hub on this machine, or those files of it.
+
+    Raises:
+        NotFoundError: there is none, or the Hub cannot be reached.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = [CONFIG, WEIGHTS, CARD, METRICS]
     try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=files))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise NotFoundError(

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
+CLASSES = ["dog", "cat", "fish", "dog", "cat"]
+"""Of the captioned pictures."""
 
 if TYPE_CHECKING:
     from semhitok.model import SemHiTok
@@ -61,3 +67,38 @@ def photos(picture: Callable[..., Image.Image], tmp_path: Path) -> Path:
     for number, size in enumerate([(40, 40), (64, 40), (40, 40), (40, 56), (40, 40)]):
         picture(number, *size).save(folder / f"{number}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config and a text tokenizer: no weights are needed."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import AutoConfig, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("language")
+    alphabet = ["</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    inner = Tokenizer(models.BPE({char: n for n, char in enumerate(alphabet)}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>").save_pretrained(folder)
+    AutoConfig.for_model("qwen3", vocab_size=300).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def captioned(picture: Callable[..., Image.Image], tmp_path: Path) -> Path:
+    """Five pictures with captions and class names, in the layout of the Hub."""
+    pictures = []
+    for seed in range(5):
+        png = io.BytesIO()
+        picture(seed).save(png, "PNG")
+        pictures.append({"bytes": png.getvalue(), "path": None})
+    table = pa.table(
+        {
+            "image": pictures,
+            "captions": [[f"a {name}", f"one {name}"] for name in CLASSES],
+            "class_name": CLASSES,
+        }
+    )
+    pq.write_table(table, tmp_path / "photos.parquet")
+    return tmp_path / "photos.parquet"

@@ -2,55 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from semhitok import cli
 from semhitok.lm.sequences import Sequences
-
-CLASSES = ["dog", "cat", "fish", "dog", "cat"]
-
-
-@pytest.fixture(scope="module")
-def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A config and a text tokenizer: no weights are needed."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import AutoConfig, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("language")
-    alphabet = ["</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    inner = Tokenizer(models.BPE({char: n for n, char in enumerate(alphabet)}, []))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>").save_pretrained(folder)
-    AutoConfig.for_model("qwen3", vocab_size=300).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def captioned(picture: Callable[..., Image.Image], tmp_path: Path) -> Path:
-    """Five pictures with captions and class names, in the layout of the Hub."""
-    pictures = []
-    for seed in range(5):
-        png = io.BytesIO()
-        picture(seed).save(png, "PNG")
-        pictures.append({"bytes": png.getvalue(), "path": None})
-    table = pa.table(
-        {
-            "image": pictures,
-            "captions": [[f"a {name}", f"one {name}"] for name in CLASSES],
-            "class_name": CLASSES,
-        }
-    )
-    pq.write_table(table, tmp_path / "photos.parquet")
-    return tmp_path / "photos.parquet"
 
 
 def call(
@@ -131,7 +89,7 @@ def test_sizes(captioned: Path, model: Path, language: Path, tmp_path: Path) -> 
         (("name",), ("--pictures", "x"), "--pictures goes with --task chat"),
         (("text", "name"), (), "--task text reads files of its own"),
         (("paint",), (), "'paint' is not one of"),
-        (("name",), ("--size", "8x8x8"), "--size is '8x8x8'; allowed"),
+        (("name",), ("--size", "8x8x8"), "--size is '8x8x8'; needed"),
         (("name",), ("--size", "9x8"), "picture of 9x8 patches; sides from 1 to 8"),
         (("name",), ("--language", "nowhere/at-all/x"), "no language model 'nowhere/at-all/x'"),
         (("text",), (), "photos.parquet: a .parquet; read here: .txt, .jsonl"),

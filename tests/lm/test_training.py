@@ -19,12 +19,12 @@ from semhitok.lm.generation import draw
 from semhitok.lm.model import UnifiedModel
 from semhitok.lm.prepare import PrepareJob
 from semhitok.lm.processor import UnifiedProcessor
-from semhitok.lm.recipe import LanguageRecipe
-from semhitok.lm.sampling import Level, Sampling
+from semhitok.lm.recipe import FAMILY, LanguageRecipe, load_language_recipe
+from semhitok.lm.sampling import Sampling
 from semhitok.lm.sequences import Sequences
 from semhitok.lm.training import LanguageRun, newest_checkpoint
 from semhitok.model import SemHiTok
-from semhitok.yaml_recipes import parse
+from semhitok.yaml_recipes import bundled_recipes, parse
 
 STAGE: dict[str, Any] = {
     "name": "joint",
@@ -148,7 +148,7 @@ def test_what_is_learned_can_be_drawn_and_is_saved_beside_its_processor(
     saved = UnifiedProcessor.from_pretrained(folder, tiny_tokenizer)
     assert saved.identity() == processor.identity()
     prompts = [saved.prompt([{"role": "user", "content": f"dog {n}"}]) for n in (2, 7)]
-    likeliest = Sampling(semantic=Level(temperature=0.0), pixel=Level(temperature=0.0))
+    likeliest = Sampling.likeliest()
     drawn = draw(again, prompts, (2, 3), sampling=likeliest)
     hits = [(grid == 6 * n).float().mean() for n, grid in zip((2, 7), drawn, strict=True)]
     assert min(hits) > 0.6
@@ -293,3 +293,11 @@ def test_recipes_that_cannot_be_are_refused(change: dict[str, Any], words: str) 
     whole = {"name": "test", "language": {"source": "x"}, "stages": [{**STAGE, **change}]}
     with pytest.raises(RecipeError, match=words):
         parse(LanguageRecipe, whole)
+
+
+@pytest.mark.parametrize("name", bundled_recipes(FAMILY))
+def test_bundled_recipes_are_sound(name: str) -> None:
+    recipe = load_language_recipe(name)
+    assert recipe.name == name
+    for stage in recipe.stages:
+        assert stage.batch_size % stage.micro_batch == 0

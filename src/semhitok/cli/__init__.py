@@ -17,9 +17,12 @@ from typing import Annotated
 import typer
 
 from semhitok import __version__
+from semhitok.cli.ask import ask
+from semhitok.cli.chat import chat
 from semhitok.cli.console import message
 from semhitok.cli.decode import decode
 from semhitok.cli.demo import demo
+from semhitok.cli.draw import draw
 from semhitok.cli.encode import encode
 from semhitok.cli.evaluate import evaluate
 from semhitok.cli.info import info
@@ -38,7 +41,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-for _command in (info, encode, decode, demo, evaluate, train, study, tokenize):
+for _command in (info, encode, decode, demo, evaluate, train, study, tokenize, ask, draw, chat):
     app.command()(_command)
 app.add_typer(lm, name="lm")
 

@@ -57,6 +57,45 @@ DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:N or mps; by default the best.")
 ]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Pictures at once.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of chance.")]
+MultimodalArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Folder of a multimodal model, as semhitok lm train writes it, or Hub id owner/name.",
+        show_default=False,
+    ),
+]
+ImageTokenizerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        help="Image tokenizer: bundled name, folder or Hub id; by default the model's own.",
+    ),
+]
+PatchesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="HxW",
+        help="Height and width of pictures in patches; by default that of training.",
+    ),
+]
+GuidanceOption = Annotated[
+    float, typer.Option("--guidance", min=0, help="Classifier-free guidance; 1 is none.")
+]
+TemperatureOption = Annotated[
+    float, typer.Option("--temperature", min=0, help="Of image codes; 0 takes the likeliest.")
+]
+TopKOption = Annotated[
+    int | None, typer.Option("--top-k", min=1, help="Only the k likeliest codes of each level.")
+]
+TopPOption = Annotated[
+    float,
+    typer.Option(
+        "--top-p", help="Only the likeliest codes that together have this share, at each level."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -211,6 +250,20 @@ def parse_side(text: str | None, option: str, default: int | None) -> int | None
     if not text.isdecimal():
         raise RangeError(f"{option} is {text!r}; allowed: pixels of the short side, or 'native'")
     return int(text)
+
+
+def parse_patches(text: str | None) -> tuple[int, int] | None:
+    """Height and width in patches, of "HxW".
+
+    Raises:
+        RangeError: it is something else.
+    """
+    if text is None:
+        return None
+    sides = text.split("x")
+    if len(sides) != 2 or not all(side.isdecimal() for side in sides):
+        raise RangeError(f"--size is {text!r}; needed: height x width in patches, such as 8x12")
+    return int(sides[0]), int(sides[1])
 
 
 def check_output_file(path: Path) -> None:

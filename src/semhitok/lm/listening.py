@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from jaxtyping import Int64
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
 from semhitok.lm.drawing import IMAGE, next_kinds
@@ -47,6 +48,15 @@ class StreamerListener(Listener):
         picture: gets `ids` and `height` of `Listener.picture`.
         """
         self.streamer, self.show = streamer, picture
+
+    @classmethod
+    def printing(
+        cls,
+        text: PreTrainedTokenizerBase,
+        picture: Callable[[Int64[Tensor, "done w"], int], None],
+    ) -> StreamerListener:
+        """Prints text to stdout as it comes, without its special tokens."""
+        return cls(TextStreamer(text, skip_special_tokens=True), picture)
 
     def text(self, row: int, token: int) -> None:
         self.streamer.put(torch.tensor([token]))  # type: ignore[no-untyped-call]

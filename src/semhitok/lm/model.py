@@ -77,6 +77,8 @@ class UnifiedConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
 class UnifiedOutput(CausalLMOutputWithPast):
     """What `forward` gives."""
 
+    # A tensor, as ever; but under autocast `accelerate` copies outputs from a mapping given here.
+    loss: Any = None
     token_losses: Tensor | None = None
     """Where there are labels, without gradient: sum and count over text ids and markers, then over
     image ids, (2, 2) float32; not weighted."""

@@ -38,6 +38,14 @@ class PictureReader:
             self._policy = ImagePolicy(side, "square", tokenizer.patch_size)
             vocabulary.check_side(*[side // tokenizer.patch_size] * 2)
 
+    @property
+    def patches(self) -> tuple[int, int]:
+        """Height and width, in patches, of what files and images become."""
+        if isinstance(self.size, tuple):
+            return self.size
+        pixels = self.tokenizer.config.image_size if self.size is None else self.size
+        return (pixels // self.tokenizer.patch_size,) * 2
+
     def grids(self, pictures: Sequence[Picture]) -> list[Int64[Tensor, "h w"]]:
         """A grid for each picture.
 

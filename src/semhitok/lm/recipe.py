@@ -81,6 +81,9 @@ class LanguageRecipe(Section):
     """Of the products, under autocast; weights stay float32."""
     tokenizer: str = "tiny"
     """Bundled name, folder or Hub id; its hash is checked against the data's."""
+    image_size: int | tuple[int, int] | None = None
+    """Of pictures that it will be shown and will draw: pixels of a square's side, or height and
+    width in patches; None for the tokenizer's own."""
     language: LanguageSection
     image_input: InputName = "dual"
     image_head: HeadName | None = None

@@ -64,3 +64,9 @@ class Sampling:
     """Pixel codes, by p(j | i) of the semantic code that was drawn."""
     guidance: float = 1.0
     """Classifier-free guidance of image ids, of each level by itself; 1 is none."""
+
+    @classmethod
+    def likeliest(cls) -> Sampling:
+        """No chance: at each level the likeliest."""
+        certain = Level(temperature=0.0)
+        return cls(text=certain, semantic=certain, pixel=certain)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import typer
 
 from semhitok.cli.lm.prepare import prepare
+from semhitok.cli.lm.train import train
 
 lm = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The multimodal model.")
-lm.command()(prepare)
+for _command in (prepare, train):
+    lm.command()(_command)
 
 
 @lm.callback()

@@ -15,6 +15,7 @@ from semhitok.cli.console import (
     JsonOption,
     make_pairs,
     message,
+    parse_patches,
     print_json,
     print_table,
     progress,
@@ -140,15 +141,11 @@ def _size(text: str | None) -> Size:
     """Raises:
     RangeError: neither pixels nor HxW.
     """
-    from semhitok.errors import RangeError
-
     if text is None:
         return None
-    sides = text.split("x")
-    if not all(side.isdecimal() for side in sides) or len(sides) > 2:
-        raise RangeError(f"--size is {text!r}; allowed: pixels, or patches as HxW, such as 8x12")
-    numbers = [int(side) for side in sides]
-    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+    if text.isdecimal():
+        return int(text)
+    return parse_patches(text)
 
 
 def _conversations(
