@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from semhitok import cli
 from semhitok.data.tokens import read_tokens
@@ -133,3 +137,19 @@ def test_another_tokenizer_is_refused(
     line = ["ask", str(trained), str(photos / "0.png"), "What?", "--tokenizer", str(other_model)]
     assert cli.main(line) == 2
     assert "is not the tokenizer of this model" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_what_one_does(
+    recipe: Path, sequences: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = ["lm", "train", str(recipe), "--data", f"pictures={sequences}", "--set", "dtype=float32"]
+    assert cli.main([*line, "--out", str(tmp_path / "one")]) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    ranks = ["--nproc-per-node", "2", "-m", "semhitok", *line, "--set", "stages.0.micro_batch=1"]
+    done = subprocess.run([*launcher, *ranks, "--out", str(tmp_path / "two")], timeout=300)
+    assert done.returncode == 0
+    assert capfd.readouterr().out.count("test\n") == 2  # of the first rank alone
+    one, two = (load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=2e-5, msg=name)

@@ -59,11 +59,13 @@ def chat(
     check_output_folder(out)
     from semhitok.cli.models import pick_device
     from semhitok.lm.assistant import Assistant
+    from semhitok.lm.language import hide_bars
     from semhitok.lm.sampling import Level, Sampling
 
     patches = parse_patches(size)
     level = Level(temperature, top_k, top_p)
     sampling = Sampling(Level(text_temperature), level, level, guidance)
+    hide_bars()
     assistant = Assistant.from_pretrained(model, tokenizer=tokenizer, device=pick_device(device))
     talk = _Talk(assistant, out, patches, max_new_tokens, sampling, seed)
     message(HELP)

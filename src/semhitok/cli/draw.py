@@ -62,11 +62,13 @@ def draw(
     from semhitok.files import check_writable
     from semhitok.images import to_pil
     from semhitok.lm.assistant import Assistant
+    from semhitok.lm.language import hide_bars
     from semhitok.lm.sampling import Level, Sampling
 
     patches = parse_patches(size)
     level = Level(temperature, top_k, top_p)
     sampling = Sampling(semantic=level, pixel=level, guidance=guidance)
+    hide_bars()
     assistant = Assistant.from_pretrained(model, tokenizer=tokenizer, device=pick_device(device))
     check_writable(out, needed_bytes=0)
     prompts = [text for text in prompt for _ in range(count)]

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import logging as of_transformers
 
 from semhitok.errors import FormatError
 
@@ -21,6 +22,11 @@ NEUTRAL = {
 }
 """Attributes of a config by which models change their logits, and what they say where they do not.
 """
+
+
+def hide_bars() -> None:
+    """No progress bars of `transformers`, for commands, whose stderr has their own."""
+    of_transformers.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def check_logits(language: PreTrainedModel) -> None:

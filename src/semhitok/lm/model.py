@@ -114,6 +114,7 @@ class UnifiedModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped
                 config.text_config
             )
         self.language = language
+        self._no_split_modules = language._no_split_modules  # what FSDP wraps
         width = int(config.text_config.hidden_size)
         self.adapter = make_adapter(
             config.image_input, config.semantic_dim, config.pixel_dim, vocabulary.num_images, width

@@ -40,11 +40,13 @@ def train(
     log_to_stderr(logging.INFO if first else logging.WARNING)
     from semhitok import hub
     from semhitok.errors import StorageError
+    from semhitok.lm.language import hide_bars
     from semhitok.lm.processor import UnifiedProcessor
     from semhitok.lm.recipe import load_language_recipe
     from semhitok.lm.sequences import Sequences
     from semhitok.lm.training import LanguageRun
 
+    hide_bars()
     folders = _folders(data)
     settings = load_language_recipe(recipe, set_ or ())
     if out.exists() and not out.is_dir():
