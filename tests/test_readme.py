@@ -54,4 +54,5 @@ def test_every_command_of_the_readme_exists() -> None:
     from semhitok.cli import app
 
     named = set(re.findall(r"^\| `semhitok (\w+)", README.read_text(), flags=re.MULTILINE))
-    assert named == {command.callback.__name__ for command in app.registered_commands}
+    commands = {command.callback.__name__ for command in app.registered_commands}
+    assert named == commands | {group.name for group in app.registered_groups}
