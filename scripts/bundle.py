@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from semhitok import SemHiTok, hub
 from semhitok.data.sources import open_source
-from semhitok.evaluate.adapters import TokenizerAdapter
+from semhitok.evaluate.adapters import Adapter, CodecAdapter, TokenizerAdapter
+from semhitok.evaluate.codecs import AVIF, WEBP
 from semhitok.evaluate.reconstruction import evaluate
 from semhitok.evaluate.report import Report
 from semhitok.evaluate.semantics import probe_semantics
@@ -23,6 +25,7 @@ from semhitok.model.tokenizer import DecoderName
 
 ROOT = Path(__file__).parent.parent
 CARD = Path(__file__).parent / "card.md"
+DECODERS: tuple[DecoderName, ...] = ("enhance", "pixel")
 
 
 def main() -> None:
@@ -46,14 +49,22 @@ def measure(model: SemHiTok, training: dict[str, Any], shared: Path) -> dict[str
     """Reports by what they measure; `figures` and `protocol` in each."""
     data, judge = shared / "data", shared / "judges"
     photos = open_source(data / "imagenet1k-dev.parquet")
+    ours: dict[str, Adapter] = {name: TokenizerAdapter(model, name) for name in DECODERS}
+    bytes_per_pixel = math.log2(model.vocab_size) / 8 / model.patch_size**2
+    codecs = {codec.name.lower(): CodecAdapter(codec, bytes_per_pixel) for codec in (WEBP, AVIF)}
     reports: dict[str, Any] = {}
-    decoders: tuple[DecoderName, ...] = ("enhance", "pixel")
-    for decoder in decoders:
-        report = evaluate(TokenizerAdapter(model, decoder), photos, resolution=128, judge=judge)
-        reports[f"imagenet1k-dev, {decoder}"] = without_pictures(report)
+    for name, adapter in {**ours, **codecs}.items():
+        report = evaluate(adapter, photos, resolution=128, multiple=model.patch_size, judge=judge)
+        reports[f"imagenet1k-dev, {name}"] = without_pictures(report)
+    larger = evaluate(ours["enhance"], photos, resolution=256, judge=judge)
+    reports["imagenet1k-dev at 256 px, enhance"] = without_pictures(larger)
+    kodak = open_source(data / "kodak-test.parquet")
+    for name, adapter in ours.items():
+        report = evaluate(adapter, kodak, resolution=None, crop="grid", judge=judge)
+        reports[f"kodak-test, {name}"] = without_pictures(report)
     small = open_source(data / "tiny-imagenet-val.parquet")
     reports["tiny-imagenet-val"] = without_pictures(
-        evaluate(TokenizerAdapter(model), small, resolution=64)
+        evaluate(ours["enhance"], small, resolution=128)
     )
     probes = {}
     for pack in ("caltech101", "tiny-imagenet"):
@@ -69,21 +80,25 @@ def without_pictures(report: Report) -> dict[str, Any]:
 
 def fill(template: str, model: SemHiTok, figures: dict[str, Any], hours: float) -> str:
     """The card with its figures in the places of `{...}`."""
-    best, plain = (
-        figures["evaluation"][f"imagenet1k-dev, {decoder}"]["figures"]
-        for decoder in ("enhance", "pixel")
-    )
-    codes = figures["evaluation"]["tiny-imagenet-val"]["figures"]["codes"]
+    reports = {name: report["figures"] for name, report in figures["evaluation"].items()}
+    codes = reports["tiny-imagenet-val"]["codes"]
     values: dict[str, Any] = {
         "hash": model.hash,
         "hours": hours,
         "K": model.config.semantic.num_codes,
         "m": model.config.pixel.num_codes,
-        "bytes": best["rate"]["bytes_per_picture"],
+        "kept": reports["imagenet1k-dev at 256 px, enhance"]["judge_top1_kept"],
     }
-    for name, report in (("enhance", best), ("pixel", plain)):
-        for key in ("psnr_db", "ssim", "lpips_squeeze"):
+    for name in (*DECODERS, "webp", "avif"):
+        report = reports[f"imagenet1k-dev, {name}"]
+        for key in ("psnr_db", "ssim", "lpips_squeeze", "judge_cosine"):
             values[f"{name}_{key}"] = report[key]["mean"]
+        values[f"{name}_fd_judge"] = report["fd_judge"]
+        values[f"{name}_bytes"] = report["rate"]["bytes_per_picture"]
+    for name in DECODERS:
+        report = reports[f"kodak-test, {name}"]
+        for key in ("psnr_db", "lpips_squeeze"):
+            values[f"{name}_kodak_{key}"] = report[key]["mean"]
     values |= codes
     values["caltech101_kmeans"] = 100 * figures["training"]["linear_probe"]["kmeans"]
     for data, probe in figures["probes"].items():
