@@ -11,11 +11,13 @@ from semhitok.model.layers import (
     Block,
     ResidualConvolutions,
     Transformer,
+    attend_in_windows,
     patchify,
     rotary_angles,
     rotate,
     unit_rms,
     unpatchify,
+    window_runs,
     zero_linear,
 )
 
@@ -123,7 +125,7 @@ def test_block_is_the_identity_once_its_residuals_are_zero() -> None:
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
     x, angles = torch.randn(2, 6, 16), rotary_angles((2, 3), 8, CPU)
-    assert block(x, angles.cos(), angles.sin()).equal(x)
+    assert block(x, (2, 3), angles.cos(), angles.sin()).equal(x)
 
 
 def test_residual_convolutions_start_as_the_identity() -> None:
@@ -139,3 +141,41 @@ def test_zero_linear_adds_nothing_and_can_learn() -> None:
     assert not layer(x).any()
     layer(x).sum().backward()
     assert layer.weight.grad is not None and layer.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (4, 4), (3, 9), (11, 6), (1, 1), (2, 17)])
+@pytest.mark.parametrize("shift", [0, 2])
+def test_windowed_attention_is_attention_with_a_mask(grid: tuple[int, int], shift: int) -> None:
+    h, w = grid
+    query, key, value = torch.randn(3, 2, 3, h * w, 8, dtype=torch.float64)
+    place = [(torch.arange(side) - shift).div(4, rounding_mode="floor") for side in grid]
+    name = (1000 * place[0][:, None] + place[1]).flatten()
+    same = name[:, None] == name
+    wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=same)
+    torch.testing.assert_close(attend_in_windows(query, key, value, grid, 4, shift), wanted)
+
+
+def test_windows_tile_an_axis() -> None:
+    for length in range(1, 30):
+        for shift in (0, 2):
+            runs = window_runs(length, 4, shift)
+            assert all(size <= 4 for _, _, size in runs)
+            places = [start + n for start, count, size in runs for n in range(count * size)]
+            assert places == list(range(length))
+
+
+def test_a_windowed_transformer_sees_as_far_as_its_blocks_carry() -> None:
+    torch.manual_seed(0)
+    config = TransformerConfig(width=16, depth=2, heads=2, window=4)
+    transformer = Transformer(config).double()
+    x = torch.randn(1, 16, 16, 16, dtype=torch.float64)
+    other = x.clone()
+    other[0, 0, 0] += 1
+    moved = (transformer(x) != transformer(other)).any(dim=-1)[0]
+    # The first block carries it to its window, the second to those windows that meet it.
+    assert moved[:6, :6].all() and not moved[6:].any() and not moved[:, 6:].any()
+    # With the same weights and one window over all it is the plain transformer.
+    plain = Transformer(TransformerConfig(width=16, depth=1, heads=2)).double()
+    one = Transformer(TransformerConfig(width=16, depth=1, heads=2, window=16)).double()
+    one.load_state_dict(plain.state_dict())
+    assert one(x).equal(plain(x))

@@ -55,6 +55,9 @@ class TransformerConfig:
     depth: int
     heads: int
     mlp_ratio: float = 4.0
+    window: int | None = field(default=None, metadata={LATER: True})
+    """Patches see others of their own window alone, a square of so many patches a side, which moves
+    by half of that from block to block; None lets each see the whole picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +218,8 @@ def check(config: TokenizerConfig) -> None:
                 f"{name}: depth is {t.depth} and mlp_ratio {t.mlp_ratio:g}; depth must be at "
                 "least 0, mlp_ratio more than 0"
             )
+        if t.window is not None and (t.window < 2 or t.window % 2):
+            raise RecipeError(f"{name}: window is {t.window}; it must be even, and at least 2")
         if t.heads < 1 or t.width < 1 or t.width % (4 * t.heads):
             raise RecipeError(
                 f"{name}: width {t.width} must be a multiple of 4 x heads ({t.heads}), "

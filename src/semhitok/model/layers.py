@@ -85,12 +85,62 @@ def attend(
     return out
 
 
-class Attention(nn.Module):
-    """Self-attention over all patches; queries and keys are normalised, then turned."""
+Run = tuple[int, int, int]
+"""Along one axis: where it starts, how many windows it has, patches of each."""
 
-    def __init__(self, width: int, heads: int) -> None:
+
+def window_runs(length: int, window: int, shift: int) -> list[Run]:
+    """Windows along an axis: one of `shift` patches, whole ones, and one of what is left."""
+    first = min(shift, length)
+    whole, rest = divmod(length - first, window)
+    runs = [(0, 1, first), (first, whole, window), (length - rest, 1, rest)]
+    return [run for run in runs if run[1] and run[2]]
+
+
+def attend_in_windows(
+    query: Float[Tensor, "b heads tokens head_dim"],
+    key: Float[Tensor, "b heads tokens head_dim"],
+    value: Float[Tensor, "b heads tokens head_dim"],
+    grid: tuple[int, int],
+    window: int,
+    shift: int,
+) -> Float[Tensor, "b heads tokens head_dim"]:
+    """Attention of each patch to those of its own window; the grid is tiled from `-shift` on.
+
+    Windows that the border cuts are smaller: none is padded, and any grid is tiled.
+    """
+    rows, columns = (window_runs(side, window, shift) for side in grid)
+    if len(rows) == len(columns) == 1 and rows[0][1] == columns[0][1] == 1:
+        return attend(query, key, value)
+    whole = [x.unflatten(2, grid) for x in (query, key, value)]
+    bands = [
+        torch.cat([_attend_alike(whole, down, along) for along in columns], dim=3) for down in rows
+    ]
+    return torch.cat(bands, dim=2).flatten(2, 3)
+
+
+def _attend_alike(
+    whole: list[Float[Tensor, "b heads h w head_dim"]], down: Run, along: Run
+) -> Float[Tensor, "b heads rows columns head_dim"]:
+    """Windows of one size, next to one another, as a batch."""
+    (top, n, h), (left, m, w) = down, along
+    b, heads = whole[0].shape[:2]
+    parts = []
+    for x in whole:
+        x = x[:, :, top : top + n * h, left : left + m * w]
+        x = x.unflatten(3, (m, w)).unflatten(2, (n, h)).permute(0, 2, 4, 1, 3, 5, 6)
+        parts.append(x.reshape(b * n * m, heads, h * w, -1))
+    out = attend(parts[0], parts[1], parts[2]).view(b, n, m, heads, h, w, -1)
+    return out.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)
+
+
+class Attention(nn.Module):
+    """Self-attention over all patches, or those of a window; queries and keys are normalised, then
+    turned."""
+
+    def __init__(self, width: int, heads: int, window: int | None = None, shift: int = 0) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.window, self.shift = heads, window, shift
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.query_scale = nn.Parameter(torch.ones(width // heads))
         self.key_scale = nn.Parameter(torch.ones(width // heads))
@@ -99,6 +149,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b tokens width"],
+        grid: tuple[int, int],
         cos: Float[Tensor, "tokens pairs"],
         sin: Float[Tensor, "tokens pairs"],
     ) -> Float[Tensor, "b tokens width"]:
@@ -107,7 +158,10 @@ class Attention(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         query = rotate(unit_rms(query) * self.query_scale.to(x.dtype), cos, sin).to(value.dtype)
         key = rotate(unit_rms(key) * self.key_scale.to(x.dtype), cos, sin).to(value.dtype)
-        mixed = attend(query, key, value)
+        if self.window is None:
+            mixed = attend(query, key, value)
+        else:
+            mixed = attend_in_windows(query, key, value, grid, self.window, self.shift)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(b, tokens, width))
         return out
 
@@ -115,11 +169,11 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, shift: int = 0) -> None:
         super().__init__()
         hidden = round(config.width * config.mlp_ratio)
         self.attention_norm = nn.LayerNorm(config.width)
-        self.attention = Attention(config.width, config.heads)
+        self.attention = Attention(config.width, config.heads, config.window, shift)
         self.mlp_norm = nn.LayerNorm(config.width)
         self.mlp = nn.Sequential(
             nn.Linear(config.width, hidden), nn.GELU(), nn.Linear(hidden, config.width)
@@ -128,10 +182,11 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b tokens width"],
+        grid: tuple[int, int],
         cos: Float[Tensor, "tokens pairs"],
         sin: Float[Tensor, "tokens pairs"],
     ) -> Float[Tensor, "b tokens width"]:
-        x = x + self.attention(self.attention_norm(x), cos, sin)
+        x = x + self.attention(self.attention_norm(x), grid, cos, sin)
         out: Tensor = x + self.mlp(self.mlp_norm(x))
         return out
 
@@ -142,7 +197,8 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.head_dim = config.width // config.heads
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        shifts = (0, (config.window or 0) // 2)
+        self.blocks = nn.ModuleList(Block(config, shifts[n % 2]) for n in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, x: Float[Tensor, "b h w width"]) -> Float[Tensor, "b h w width"]:
@@ -151,7 +207,7 @@ class Transformer(nn.Module):
         tokens = x.flatten(1, 2)
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         for block in self.blocks:
-            tokens = block(tokens, cos, sin)
+            tokens = block(tokens, grid, cos, sin)
         out: Tensor = self.norm(tokens).unflatten(1, grid)
         return out
 
