@@ -89,7 +89,7 @@ def drawn(
     """A token for each hidden state, after `opening`."""
     sampling = sampling or Sampling()
     rows = len(hidden) // (1 if sampling.guidance == 1 else 2)
-    draw = Draw(model, ImageGrid(model.vocabulary, sizes, 50), sampling, 0, rows)
+    draw = Draw(model, ImageGrid(model.vocabulary, sizes, 50), sampling, range(rows))
     out = draw(torch.tensor(opening).expand(len(hidden), -1), hidden)
     assert out.shape == (len(hidden), model.vocabulary.size) and (out.isfinite().sum(1) == 1).all()
     return out.argmax(dim=-1)
@@ -204,7 +204,7 @@ def test_rows_of_all_kinds_in_one_batch(make_unified: Make) -> None:
     rows[1, 1:] = words.opening(1, 2)
     rows[2] = words.layout(torch.tensor([[5]]))[:-1]
     greedy = Sampling(COLD, COLD, COLD)
-    found = Draw(model, ImageGrid(words, [], 50), greedy, 0, 4)(rows, states).argmax(dim=-1)
+    found = Draw(model, ImageGrid(words, [], 50), greedy, range(4))(rows, states).argmax(dim=-1)
     for row in range(4):
         alone = drawn(model, rows[row].tolist(), states[row : row + 1], greedy)
         assert int(alone) == int(found[row])

@@ -297,3 +297,15 @@ def test_by_itself_the_model_is_one_of_the_library(make_unified: Make) -> None:
     says = model(every, logits_to_keep=0).logits
     joint = says[:, 1].gather(1, pairs[:, :1]) + says[:, 2].gather(1, pairs[:, 1:])
     assert found[0, 2:].tolist() == pairs[int(joint.argmax())].tolist()
+
+
+def test_a_seed_a_prompt(make_unified: Make) -> None:
+    model = make_unified()
+    together = draw(model, PROMPTS, SIZES, seed=[40 + row for row in range(len(PROMPTS))])
+    assert same(draw(model, PROMPTS, SIZES, seed=40), together)
+    backwards = draw(
+        model, PROMPTS[::-1], SIZES[::-1], seed=list(range(40, 40 + len(PROMPTS)))[::-1]
+    )
+    assert same(backwards[::-1], together)
+    with pytest.raises(RangeError, match="1 seeds for .* prompts; give one for all, or one each"):
+        draw(model, PROMPTS, SIZES, seed=[1])

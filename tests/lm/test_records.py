@@ -81,3 +81,14 @@ def test_columns_that_are_not_there(shards: Path, parquet: Path, tmp_path: Path)
 def test_what_token_shards_are(shards: Path, parquet: Path, tmp_path: Path) -> None:
     assert is_tokens(shards) and is_tokens(shards / "tokens-0.parquet")
     assert not is_tokens(parquet) and not is_tokens(tmp_path / "nowhere")
+
+
+def test_by_number(shards: Path, parquet: Path) -> None:
+    for data, count in ((shards, 3), (parquet, 2)):
+        found = Records(data, [CLASS], "abc")
+        assert list(map(str, found)) == [str(found[n]) for n in range(count)]
+        with pytest.raises(IndexError):
+            found[count]
+        assert found.labels() == NAMES[:count]
+        assert len(found.fingerprint) == 64
+    assert Records(shards, [CLASS], "abc").fingerprint != Records(parquet, [CLASS], "").fingerprint

@@ -97,3 +97,14 @@ def test_articles() -> None:
     names = ("dog", "apple", "umbrella", "unicycle", "Egyptian cat", "European fire salamander")
     articles = [phrases.with_article(name).split()[0] for name in names]
     assert articles == ["a", "an", "an", "a", "an", "a"]
+
+
+def test_every_kind_of_question_holds_those_of_training() -> None:
+    task = IsThere(NAMES, 3)
+    frequent = set()
+    for record in records(200):
+        ((present, random, often),) = task.every(record)
+        assert {c.key for c in task(record)} < {present.key, random.key, often.key}
+        assert [texts(c)[1] for c in (present, random, often)] == ["Yes.", "No.", "No."]
+        frequent.add(texts(often)[0].split("class ")[1].split("?")[0].split(" ")[0])
+    assert frequent <= set("0123"), "a tenth of 40 classes"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -22,6 +24,7 @@ from semhitok.lm.pictures import Picture
 from semhitok.lm.processor import PROCESSOR, UnifiedProcessor
 from semhitok.lm.sampling import Sampling
 from semhitok.model import SemHiTok
+from semhitok.model.tokenizer import tensors_hash
 
 CERTAIN = Sampling.likeliest()
 """For answers: the likeliest words."""
@@ -70,6 +73,24 @@ class Assistant:
         """The image tokenizer."""
         return self.processor.tokenizer
 
+    @functools.cached_property
+    def hash(self) -> str:
+        """SHA-256 over the weights, by name, and what decides on tokens."""
+        identity = json.dumps(self.processor.identity(), sort_keys=True)
+        return tensors_hash(self.model.state_dict(), identity.encode())
+
+    def describe(self) -> dict[str, Any]:
+        """For protocols."""
+        weights = sum(tensor.numel() for tensor in self.model.parameters())
+        return {
+            "hash": self.hash,
+            "parameters": weights,
+            "tokenizer": self.tokenizer.config.name,
+            "tokenizer_hash": self.tokenizer.hash,
+            "picture": "{} x {} patches".format(*self.size),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+        }
+
     @property
     def size(self) -> Size:
         """Height and width in patches of the pictures that it was trained on."""
@@ -91,37 +112,68 @@ class Assistant:
             ImageError, NotFoundError: a picture that cannot be read.
         """
         asked = [{"role": "user", "content": f"{IMAGE_PLACE}\n{question}"}]
-        (answer,) = self._reply(asked, [picture], (), max_new_tokens, sampling, seed, listener) or (
-            "",
+        (answer,) = self.answer(
+            [(asked, [picture])],
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            seed=seed,
+            listener=listener,
         )
-        return cast(str, answer).strip()
+        return answer
+
+    def answer(
+        self,
+        conversations: Sequence[tuple[Sequence[Message], Sequence[Picture]]],
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling = CERTAIN,
+        seed: int = 0,
+        listener: Listener | None = None,
+    ) -> list[str]:
+        """The next turn of each conversation, as text, all at once.
+
+        Args:
+            conversations: messages, and a picture for each of their `<image>` places.
+            seed: conversation r is answered with seed + r.
+
+        Raises:
+            FormatError: not as many places as pictures.
+            ImageError, NotFoundError: a picture that cannot be read.
+        """
+        found = self._reply(conversations, (), max_new_tokens, sampling, seed, listener)
+        return ["".join(cast(list[str], pieces)).strip() for pieces in found]
 
     def draw(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | None],
         *,
         size: Size | None = None,
         sampling: Sampling | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         listener: Listener | None = None,
     ) -> list[Int64[Tensor, "h w"]]:
         """A picture for each prompt, as ids; `paint` makes pictures of them.
 
         Args:
+            prompts: None draws whatever it likes: the unconditional half of guidance by itself.
             size: height and width in patches; None for that of training.
-            seed: prompt r draws with seed + r.
+            seed: prompt r draws with seed + r, or with its own where there is one a prompt.
 
         Raises:
-            RangeError: a side that no marker names.
+            RangeError: a side that no marker names, or not as many seeds as prompts.
         """
-        asked = [self.processor.prompt([{"role": "user", "content": p}]) for p in prompts]
+        unconditional = self.processor.unconditional()
+        asked = [
+            unconditional if p is None else self.processor.prompt([{"role": "user", "content": p}])
+            for p in prompts
+        ]
         return draw(
             self.model,
             asked,
             size or self.size,
             sampling=sampling,
             seed=seed,
-            unconditional=self.processor.unconditional(),
+            unconditional=unconditional,
             listener=listener,
         )
 
@@ -149,24 +201,28 @@ class Assistant:
         Raises:
             FormatError: not as many places as pictures.
         """
-        sizes = [size or self.size]
-        return self._reply(
-            messages, pictures, sizes, max_new_tokens, sampling or Sampling(), seed, listener
+        (pieces,) = self._reply(
+            [(messages, pictures)],
+            [size or self.size],
+            max_new_tokens,
+            sampling or Sampling(),
+            seed,
+            listener,
         )
+        return pieces
 
     def _reply(
         self,
-        messages: Sequence[Message],
-        pictures: Sequence[Picture],
+        conversations: Sequence[tuple[Sequence[Message], Sequence[Picture]]],
         sizes: Sequence[Size],
         max_new_tokens: int,
         sampling: Sampling,
         seed: int,
         listener: Listener | None,
-    ) -> list[str | Tensor]:
-        (pieces,) = reply(
+    ) -> list[list[str | Tensor]]:
+        replies = reply(
             self.model,
-            [self.processor.prompt(messages, pictures)],
+            [self.processor.prompt(*conversation) for conversation in conversations],
             sizes=sizes,
             max_new_tokens=max_new_tokens,
             stop=self.processor.stop,
@@ -175,7 +231,7 @@ class Assistant:
             unconditional=self.processor.unconditional(),
             listener=listener,
         )
-        return self.processor.decode_pieces(pieces)
+        return [self.processor.decode_pieces(pieces) for pieces in replies]
 
 
 def _folder(name: str | Path) -> Path:

@@ -120,18 +120,17 @@ class Draw(LogitsProcessor):
     its children's distributions differ between the halves; here it depends on its own p(i) alone.
     At a scale of 1 both are the model's distribution.
 
-    Each row has random numbers of its own: what row r draws with seed s, it draws alone with seed
-    s + r.
+    Each row has random numbers of its own: what it draws in a batch, it draws alone.
     """
 
     def __init__(
-        self, model: UnifiedModel, grid: ImageGrid, sampling: Sampling, seed: int, rows: int
+        self, model: UnifiedModel, grid: ImageGrid, sampling: Sampling, seeds: Sequence[int]
     ) -> None:
         """Args:
-        rows: prompts; where the sampling is guided, `generate` has twice as many.
+        seeds: one a prompt; where the sampling is guided, `generate` has twice as many rows.
         """
-        self.model, self.grid, self.sampling, self.rows = model, grid, sampling, rows
-        self.random = [torch.Generator().manual_seed(seed + row) for row in range(rows)]
+        self.model, self.grid, self.sampling, self.rows = model, grid, sampling, len(seeds)
+        self.random = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Of hidden states (b, d): 0 at the drawn token, -inf elsewhere, (b, vocabulary)."""

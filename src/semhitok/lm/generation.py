@@ -31,7 +31,7 @@ def draw(
     sizes: Size | Sequence[Size],
     *,
     sampling: Sampling | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     unconditional: Int64[Tensor, " u"] | None = None,
     listener: Listener | None = None,
 ) -> list[Int64[Tensor, "..."]]:
@@ -40,12 +40,13 @@ def draw(
     Args:
         prompts: tokens of text, and of whole pictures if there are any; may be empty.
         sizes: one for all, or one a prompt.
-        seed: prompt r draws with seed + r, and so draws the same by itself.
+        seed: prompt r draws with seed + r, or with its own where there is one a prompt; with that
+            it draws the same by itself.
         unconditional: the prompt of guidance's other half, as in training; None for an empty one.
         listener: is told of each row of patches as it is drawn.
 
     Raises:
-        RangeError: a side that no marker names, or not as many sizes as prompts.
+        RangeError: a side that no marker names, or not as many sizes or seeds as prompts.
         FormatError: a prompt with a broken picture.
         IdError: a prompt with a token outside the vocabulary.
     """
@@ -58,9 +59,8 @@ def draw(
         starts += [_prompt(words, bare, words.opening(*s)) for s in each]
     longest = max((h * w for h, w in each), default=0)
     # A smaller picture than the largest is done at its end marker.
-    written = _generate(
-        model, starts, len(prompts), (), sampling, seed, longest, [words.end], listener
-    )
+    seeds = _seeds(seed, len(prompts))
+    written = _generate(model, starts, seeds, (), sampling, longest, [words.end], listener)
     grids = [row[: h * w].view(h, w) for row, (h, w) in zip(written, each, strict=True)]
     return [words.to_ids(grid) for grid in grids]
 
@@ -108,24 +108,23 @@ def reply(
         starts += [_prompt(words, unconditional)] * len(prompts)
     if any(len(start) == 0 for start in starts):
         raise RangeError("a prompt is empty; a reply needs at least one token to follow")
-    written = _generate(
-        model, starts, len(prompts), sizes, sampling, seed, max_new_tokens, stop, listener
-    )
+    seeds = _seeds(seed, len(prompts))
+    written = _generate(model, starts, seeds, sizes, sampling, max_new_tokens, stop, listener)
     return [words.parse(_until(row, stop)) for row in written]
 
 
 def _generate(
     model: UnifiedModel,
     starts: Sequence[Tensor],
-    rows: int,
+    seeds: Sequence[int],
     sizes: Sequence[Size],
     sampling: Sampling,
-    seed: int,
     max_new_tokens: int,
     stop: Sequence[int],
     listener: Listener | None,
 ) -> list[Tensor]:
-    """The new tokens of the first `rows`; all starts are a batch, twice as many where guided."""
+    """The new tokens of each seed's row; all starts are a batch, twice as many where guided."""
+    rows = len(seeds)
     if rows == 0:
         return []
     words = model.vocabulary
@@ -142,7 +141,7 @@ def _generate(
         attention_mask=mask.to(model.device),
         read_out=nn.Identity(),
         context=OwnPicture(words, rows, length) if len(starts) > rows else None,
-        logits_processor=LogitsProcessorList([Draw(model, grid, sampling, seed, rows)]),
+        logits_processor=LogitsProcessorList([Draw(model, grid, sampling, seeds)]),
         streamer=Telling(words, listener, rows, stop) if listener else None,
         do_sample=False,  # `Draw` has drawn
         max_new_tokens=max_new_tokens,
@@ -165,6 +164,14 @@ def _one_a_prompt(sizes: Size | Sequence[Size], prompts: int) -> list[Size]:
     if len(sizes) != prompts:
         raise RangeError(f"{len(sizes)} sizes for {prompts} prompts; give one for all, or one each")
     return list(cast(Sequence[Size], sizes))
+
+
+def _seeds(seed: int | Sequence[int], prompts: int) -> list[int]:
+    if isinstance(seed, int):
+        return list(range(seed, seed + prompts))
+    if len(seed) != prompts:
+        raise RangeError(f"{len(seed)} seeds for {prompts} prompts; give one for all, or one each")
+    return list(seed)
 
 
 def _until(tokens: Tensor, stop: Sequence[int]) -> Tensor:

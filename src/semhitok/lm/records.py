@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,6 +56,7 @@ class Records:
             NotFoundError, DataError: nothing there, or not the columns.
             FormatError: token shards of another tokenizer.
         """
+        self.name = str(data)
         self._tokens = self._source = None
         have: Sequence[str]
         if is_tokens(data):
@@ -75,23 +77,43 @@ class Records:
 
     def __iter__(self) -> Iterator[Record | Failure]:
         """Each picture; one that cannot be got at is named."""
-        for number in range(len(self)):
-            if self._tokens is not None:
-                sample = self._tokens[number]
-                yield Record(sample.key, sample.ids, sample.extra)
-            else:
-                yield self._read(number)
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, number: int) -> Record | Failure:
+        """The picture of that number, or why it cannot be got at."""
+        if self._tokens is not None:
+            sample = self._tokens[number]
+            return Record(sample.key, sample.ids, sample.extra)
+        return self._read(range(len(self))[number])
 
     def classes(self) -> Iterator[str]:
         """The class of each picture that has one; pictures are not read."""
+        return (name for name in self.labels() if name is not None)
+
+    def labels(self) -> list[str | None]:
+        """The class of each picture, None where it has none; pictures are not read."""
+        return [self._label(number) for number in range(len(self))]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, over keys and sizes, or the shards' keys and ids."""
+        if self._source is not None:
+            return self._source.fingerprint()
+        assert self._tokens is not None
+        digest = hashlib.sha256(self._tokens.metadata.hash.encode())
         for number in range(len(self)):
-            try:
-                about = self._about(number)
-            except StorageError:
-                raise
-            except SemHiTokError:
-                continue  # named when that picture's turn comes
-            yield from class_of(about)
+            sample = self._tokens[number]
+            digest.update(b"\0" + sample.key.encode("utf-8", "surrogatepass"))
+            digest.update(sample.ids.numpy().tobytes())
+        return digest.hexdigest()
+
+    def _label(self, number: int) -> str | None:
+        try:
+            return next(iter(class_of(self._about(number))), None)
+        except StorageError:
+            raise
+        except SemHiTokError:
+            return None  # named when that picture's turn comes
 
     def _about(self, number: int) -> Mapping[str, Any]:
         if self._tokens is not None:

@@ -43,7 +43,7 @@ class Describe(Task):
     def __call__(self, record: Record) -> Iterator[Conversation]:
         for number, caption in enumerate(captions_of(record.about)):
             key = f"{record.key}#describe-{number}"
-            yield _dialogue(key, _pick(phrases.DESCRIBE, self.seed, key), caption, record)
+            yield _dialogue(key, pick(phrases.DESCRIBE, self.seed, key), caption, record)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Draw(Task):
     def __call__(self, record: Record) -> Iterator[Conversation]:
         for number, caption in enumerate(captions_of(record.about)):
             key = f"{record.key}#draw-{number}"
-            asked = _pick(phrases.DRAW, self.seed, key).format(caption=caption)
+            asked = pick(phrases.DRAW, self.seed, key).format(caption=caption)
             yield _dialogue(key, asked, IMAGE_PLACE, record)
 
 
@@ -70,7 +70,7 @@ class Name(Task):
     def __call__(self, record: Record) -> Iterator[Conversation]:
         for name in class_of(record.about):
             key = f"{record.key}#name"
-            asked, answer = _pick(phrases.NAME, self.seed, key)
+            asked, answer = pick(phrases.NAME, self.seed, key)
             yield _dialogue(key, asked, answer.format(a=phrases.with_article(name)), record)
 
 
@@ -84,7 +84,7 @@ class DrawClass(Task):
     def __call__(self, record: Record) -> Iterator[Conversation]:
         for name in class_of(record.about):
             key = f"{record.key}#draw-class"
-            asked = _pick(phrases.DRAW_CLASS, self.seed, key)
+            asked = pick(phrases.DRAW_CLASS, self.seed, key)
             yield _dialogue(key, asked.format(a=phrases.with_article(name)), IMAGE_PLACE, record)
 
 
@@ -116,23 +116,31 @@ class IsThere(Task):
         """The most frequent first."""
 
     def __call__(self, record: Record) -> Iterator[Conversation]:
+        for present, random, frequent in self.every(record):
+            yield present
+            key = f"{record.key}#is-there"
+            yield frequent if pick((False, True), self.seed, f"{key}-frequent") else random
+
+    def every(self, record: Record) -> Iterator[tuple[Conversation, Conversation, Conversation]]:
+        """Of its own class, of any other, and of a frequent other; training has one of the two."""
         for name in class_of(record.about):
             key = f"{record.key}#is-there"
-            yield self._question(f"{key}-present", name, phrases.YES, record)
-            frequent = _pick((False, True), self.seed, f"{key}-frequent")
-            other = self._absent(key, name, frequent)
-            kind = "frequent" if frequent else "random"
-            yield self._question(f"{key}-{kind}", other, phrases.NO, record)
+            random, frequent = (self._absent(key, name, often) for often in (False, True))
+            yield (
+                self._question(f"{key}-present", name, phrases.YES, record),
+                self._question(f"{key}-random", random, phrases.NO, record),
+                self._question(f"{key}-frequent", frequent, phrases.NO, record),
+            )
 
     def _absent(self, key: str, name: str, frequent: bool) -> str:
         """A class other than `name`."""
         pool = self.classes
         if frequent:
             pool = pool[: max(2, round(self.FREQUENT * len(pool)))]
-        return _pick([other for other in pool if other != name], self.seed, f"{key}-absent")
+        return pick([other for other in pool if other != name], self.seed, f"{key}-absent")
 
     def _question(self, key: str, name: str, answer: str, record: Record) -> Conversation:
-        asked = _pick(phrases.IS_THERE, self.seed, key)
+        asked = pick(phrases.IS_THERE, self.seed, key)
         return _dialogue(key, asked.format(a=phrases.with_article(name)), answer, record)
 
 
@@ -141,7 +149,7 @@ def _dialogue(key: str, asked: str, answer: str, record: Record) -> Conversation
     return Conversation(key, messages, (record.picture,))
 
 
-def _pick(options: Sequence[_T], seed: int, key: str) -> _T:
+def pick(options: Sequence[_T], seed: int, key: str) -> _T:
     """One of the options, by (seed, key) alone."""
     digest = hashlib.sha256(f"{seed}\0{key}".encode("utf-8", "surrogatepass")).digest()
     return options[int.from_bytes(digest[:8], "big") * len(options) >> 64]
