@@ -70,24 +70,36 @@ def summarize(values: Float[Tensor, "n"]) -> dict[str, float]:
     Raises:
         DataError: no values.
     """
-    count = len(values)
-    if count == 0:
+    if len(values) == 0:
         raise DataError("no values to average; at least one picture is needed")
-    values = values.detach().double().cpu()
+    found = summarize_ratio(values, torch.ones_like(values))
+    assert found is not None
+    return found
+
+
+def summarize_ratio(
+    counted: Float[Tensor, "n"], base: Float[Tensor, "n"]
+) -> dict[str, float] | None:
+    """The ratio of two sums over items as `mean`, with error and interval as `summarize`.
+
+    Precision, say: what each picture has of true answers, over what it has of answers. Items are
+    drawn whole; of resamples those without any base say nothing. None where there is no base.
+    """
+    counted, base = (x.detach().double().cpu() for x in (counted, base))
+    count, total = len(base), base.sum()
+    if not total:
+        return None
     generator = torch.Generator().manual_seed(0)
-    means = torch.stack(
-        [
-            values[torch.randint(count, (count,), generator=generator)].mean()
-            for _ in range(BOOTSTRAP_SAMPLES)
-        ]
-    )
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return {
-        "mean": float(values.mean()),
-        "standard_error": float(values.std() / count**0.5) if count > 1 else 0.0,
-        "low": low,
-        "high": high,
-    }
+    ratios = []
+    for _ in range(BOOTSTRAP_SAMPLES):
+        drawn = torch.randint(count, (count,), generator=generator)
+        ratios.append(counted[drawn].sum() / base[drawn].sum())
+    bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = torch.stack(ratios).nanquantile(bounds).tolist()
+    ratio = counted.sum() / total
+    # Of the ratio's linear approximation; for a mean it is the standard error of the mean.
+    error = float((counted - ratio * base).std() / total * count**0.5) if count > 1 else 0.0
+    return {"mean": float(ratio), "standard_error": error, "low": low, "high": high}
 
 
 def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "k d"]) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
@@ -39,15 +41,38 @@ def linear_probe(
         DataError: fewer than MIN_PICTURES training pictures, one class only, or no val pictures.
     """
     _check(train_y, val_y)
-    classes, targets = torch.unique(train_y, return_inverse=True)
-    deviation, mean = torch.std_mean(train_x.float(), dim=0)
-    # A feature that never changes says nothing; it must not be divided by nearly nothing either.
-    scale = torch.where(deviation > 1e-6 * (1 + mean.abs()), 1 / deviation, 0.0)
-    train, val = (train_x.float() - mean) * scale, (val_x.float() - mean) * scale
-    penalty = _best_penalty(train, targets, len(classes))
-    weights = _fit(train, targets, penalty, train.new_zeros(len(classes), train.shape[1] + 1))
-    predicted = classes[_scores(val, weights).argmax(dim=1)]
+    classifier = LinearClassifier.fit(train_x, train_y)
+    predicted = classifier.classes[classifier.scores(val_x).argmax(dim=1)]
     return float((predicted == val_y).double().mean())
+
+
+@dataclass(frozen=True)
+class LinearClassifier:
+    """Multinomial logistic regression on standardised features."""
+
+    classes: Int64[Tensor, "c"]
+    """The labels that it knows, in order."""
+    mean: Float[Tensor, "d"]
+    scale: Float[Tensor, "d"]
+    weights: Float[Tensor, "c d_and_one"]
+    penalty: float
+    """The one that was chosen."""
+
+    @classmethod
+    def fit(cls, x: Float[Tensor, "n d"], y: Int64[Tensor, "n"]) -> LinearClassifier:
+        """As `linear_probe` says."""
+        classes, targets = torch.unique(y, return_inverse=True)
+        deviation, mean = torch.std_mean(x.float(), dim=0)
+        # A feature that never changes says nothing; nor must it be divided by nearly nothing.
+        scale = torch.where(deviation > 1e-6 * (1 + mean.abs()), 1 / deviation, 0.0)
+        train = (x.float() - mean) * scale
+        penalty = _best_penalty(train, targets, len(classes))
+        weights = _fit(train, targets, penalty, train.new_zeros(len(classes), x.shape[1] + 1))
+        return cls(classes, mean, scale, weights, penalty)
+
+    def scores(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
+        """Log-probabilities of `classes`, but for a constant a row."""
+        return _scores((x.float() - self.mean) * self.scale, self.weights)
 
 
 def knn_accuracy(
@@ -81,13 +106,20 @@ def knn_accuracy(
 
 
 def _check(train_y: Tensor, val_y: Tensor) -> None:
+    check_training(train_y)
+    if len(val_y) == 0:
+        raise DataError("probe: no val pictures; at least one is needed")
+
+
+def check_training(train_y: Int64[Tensor, "n"]) -> None:
+    """Raises:
+    DataError: too few pictures to fit to, or one class only.
+    """
     if len(train_y) < MIN_PICTURES or len(torch.unique(train_y)) < 2:
         raise DataError(
             f"probe: {len(train_y)} training pictures of {len(torch.unique(train_y))} classes; "
             f"at least {MIN_PICTURES} of 2 classes are needed"
         )
-    if len(val_y) == 0:
-        raise DataError("probe: no val pictures; at least one is needed")
 
 
 def _best_penalty(x: Float[Tensor, "n d"], y: Int64[Tensor, "n"], num_classes: int) -> float:

@@ -77,7 +77,7 @@ class Report:
         table = Table(show_header=False, box=None, pad_edge=False)
         table.add_column(style="bold", no_wrap=True)
         table.add_column()
-        for name, value in _rows(self.figures):
+        for name, value in figure_rows(self.figures):
             table.add_row(Text(name), Text(value))
         return table
 
@@ -126,10 +126,10 @@ class Comparison:
 
     def protocol(self) -> list[tuple[str, str]]:
         """How all of them were measured, then what is each model's own."""
-        rows = [r for r in _rows(self.reports[0].protocol) if not r[0].startswith("model.")]
+        rows = [r for r in figure_rows(self.reports[0].protocol) if not r[0].startswith("model.")]
         for label, report in zip(self.labels, self.reports, strict=True):
             own = {k: v for k, v in report.protocol["model"].items() if k != "name"}
-            rows += _rows(own, f"{label}.")
+            rows += figure_rows(own, f"{label}.")
         return rows
 
     def table(self) -> Table:
@@ -212,11 +212,12 @@ def difference_text(value: dict[str, float] | None) -> str:
     return f"{value['mean']:+.3g} ({value['low']:+.3g} to {value['high']:+.3g})"
 
 
-def _rows(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def figure_rows(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names with dots and values as text, figures with error and interval."""
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict) and not _is_summary(value):
-            yield from _rows(value, f"{name}.")
+            yield from figure_rows(value, f"{name}.")
         else:
             yield name, _text(value)
 

@@ -92,7 +92,7 @@ class PictureReader:
     def _ready(self, picture: Picture) -> Tensor:
         """A grid that has been checked, or an image that `encode` takes."""
         if not isinstance(picture, Tensor):
-            return self._image(picture)
+            return self.image(picture)
         if picture.ndim == 2:
             self.vocabulary.check_side(*picture.shape)
             self.vocabulary.to_tokens(picture)
@@ -110,7 +110,19 @@ class PictureReader:
             )
         return picture
 
-    def _image(self, source: Source) -> Float[Tensor, "3 height width"]:
+    def describe(self) -> str:
+        """How files and images come to their size, in one line for protocols."""
+        if self._policy is not None:
+            return self._policy.describe()
+        height, width = (side * self.tokenizer.patch_size for side in self.patches)
+        return f"covers {height}x{width} (height x width, Pillow bicubic), centre crop"
+
+    def image(self, source: Source) -> Float[Tensor, "3 height width"]:
+        """A file or an image as it is encoded.
+
+        Raises:
+            ImageError, NotFoundError: it cannot be read.
+        """
         image = read_image(source)
         if self._policy is not None:
             return to_tensor(self._policy.apply(image))

@@ -186,26 +186,33 @@ class PackedSequences(torch.utils.data.Dataset[Item]):
         return self._plans[epoch]
 
     def _pack(self, members: Sequence[tuple[int, int, bool]]) -> Item:
-        item: Item = {
-            "input_ids": torch.zeros(self.length, dtype=torch.int64),
-            "labels": torch.full((self.length,), IGNORED),
-            "position_ids": torch.zeros(self.length, dtype=torch.int64),
-        }
-        done = 0
+        examples = []
         for source, number, dropped in members:
             example = self.sources[source].sequences[number]
-            example = example.unconditional() if dropped else example
-            here = slice(done, done + len(example))
-            item["input_ids"][here] = example.input_ids
-            item["labels"][here] = example.labels
-            item["labels"][done] = IGNORED  # it would be learned after the example before
-            item["position_ids"][here] = torch.arange(len(example))
-            done += len(example)
-        item["position_ids"][done:] = torch.arange(self.length - done)
-        return item
+            examples.append(example.unconditional() if dropped else example)
+        return pack(examples, self.length)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_plans": {}}
+
+
+def pack(examples: Sequence[Example], length: int) -> Item:
+    """Examples one behind the other, and padding, as an item of `length` tokens."""
+    item: Item = {
+        "input_ids": torch.zeros(length, dtype=torch.int64),
+        "labels": torch.full((length,), IGNORED),
+        "position_ids": torch.zeros(length, dtype=torch.int64),
+    }
+    done = 0
+    for example in examples:
+        here = slice(done, done + len(example))
+        item["input_ids"][here] = example.input_ids
+        item["labels"][here] = example.labels
+        item["labels"][done] = IGNORED  # it would be learned after the example before
+        item["position_ids"][here] = torch.arange(len(example))
+        done += len(example)
+    item["position_ids"][done:] = torch.arange(length - done)
+    return item
 
 
 # -------------------------------------------------------------------------------------- reading

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import typer
 
+from semhitok.cli.lm.draw_set import draw_set
+from semhitok.cli.lm.evaluate import evaluate
 from semhitok.cli.lm.prepare import prepare
 from semhitok.cli.lm.train import train
 
 lm = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The multimodal model.")
-for _command in (prepare, train):
+for _command in (prepare, train, evaluate, draw_set):
     lm.command()(_command)
 
 
