@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from semhitok.errors import DataError, ShapeError
-from semhitok.evaluate.metrics import MAX_PSNR_DB, frechet_distance, psnr, ssim, summarize
+from semhitok.evaluate.metrics import (
+    MAX_PSNR_DB,
+    frechet_distance,
+    psnr,
+    ssim,
+    summarize,
+    summarize_ratio,
+)
 
 
 def test_psnr_of_a_known_error(images):
@@ -79,3 +86,23 @@ def test_frechet_distance_equals_the_formula(count):
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
     with pytest.raises(DataError, match="1 and 30 features"):
         frechet_distance(a[:1], b)
+
+
+def test_ratio_of_sums_and_its_interval():
+    generator = torch.Generator().manual_seed(1)
+    base = torch.randint(1, 6, (400,), generator=generator).double()
+    counted = (torch.rand(400, generator=generator) < 0.3) * base
+    found = summarize_ratio(counted, base)
+    assert found["mean"] == pytest.approx(float(counted.sum() / base.sum()))
+    assert found["low"] < found["mean"] < found["high"]
+    half = (found["high"] - found["low"]) / 2
+    assert half == pytest.approx(1.96 * found["standard_error"], rel=0.15)
+    assert summarize_ratio(counted, torch.ones_like(base)) == summarize(counted)
+
+
+def test_ratio_of_nothing():
+    assert summarize_ratio(torch.zeros(3), torch.zeros(3)) is None
+    rare = summarize_ratio(torch.tensor([1.0, 0, 0, 0]), torch.tensor([1.0, 0, 0, 0]))
+    assert rare["mean"] == rare["low"] == rare["high"] == 1, (
+        "resamples without base are passed over"
+    )

@@ -12,6 +12,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from semhitok.lm.assistant import Assistant
     from semhitok.lm.model import UnifiedModel
     from semhitok.lm.processor import UnifiedProcessor
     from semhitok.model import SemHiTok
@@ -189,3 +190,22 @@ def make_processor(
         return UnifiedProcessor(text, words, tiny_tokenizer, **options)
 
     return make
+
+
+@pytest.fixture
+def assistant(
+    make_language: Callable[..., Any], make_processor: Callable[..., UnifiedProcessor]
+) -> Assistant:
+    """A real one, with random weights; pictures of 2 x 2 patches."""
+    from semhitok.lm.assistant import Assistant
+    from semhitok.lm.model import UnifiedModel
+
+    processor = make_processor(size=16)
+    words = processor.vocabulary
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = UnifiedModel.unite(
+            make_language(vocab_size=words.text_size), processor.tokenizer,
+            text_length=words.text_length, max_side=8, head_width=16,
+        )  # fmt: skip
+    return Assistant(model.eval(), processor)

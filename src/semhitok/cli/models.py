@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +21,9 @@ from semhitok.images import ImagePolicy
 from semhitok.model import SemHiTok
 from semhitok.model.config import ALL_PARTS, Part
 from semhitok.model.tokenizer import DecoderName, tensors_hash
+
+if TYPE_CHECKING:
+    from semhitok.lm.assistant import Assistant
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -46,6 +50,18 @@ def pick_device(name: str | None) -> torch.device:
 def load_model(name: str, device: torch.device, parts: Sequence[Part] = ALL_PARTS) -> SemHiTok:
     """The model on its device."""
     return hub.load(name, parts=parts).to(device)
+
+
+def load_assistant(name: str, tokenizer: str | None, device: torch.device) -> Assistant:
+    """The multimodal model on its device, without the progress bars of `transformers`.
+
+    Raises:
+        NotFoundError, FormatError: there is no such model or tokenizer, or files are damaged.
+    """
+    from semhitok.lm.assistant import Assistant, hide_progress_bars
+
+    hide_progress_bars()
+    return Assistant.from_pretrained(name, tokenizer=tokenizer, device=device)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,12 @@ def claim_folder(folder: Path, asked: Mapping[str, Any]) -> None:
     path = folder / ASKED
     text = json.dumps(asked, indent=2, sort_keys=True) + "\n"
     if path.is_file():
-        before = _read(path)
-        for name in sorted({*asked, *before}):
-            if before.get(name) != json.loads(text).get(name):
+        before, now = dict(_leaves(_read(path))), dict(_leaves(json.loads(text)))
+        for name in sorted({*now, *before}):
+            if before.get(name) != now.get(name):
                 raise FormatError(
                     f"{folder} was made with {name} {_short(before.get(name))}, not "
-                    f"{_short(asked.get(name))}; ask for the same, or choose another --out"
+                    f"{_short(now.get(name))}; ask for the same, or choose another --out"
                 )
         return
     strangers = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
@@ -49,6 +49,14 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise FormatError(f"{path} is damaged; choose another --out") from error
     return before
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _short(value: Any) -> str:

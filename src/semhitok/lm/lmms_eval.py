@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
@@ -25,13 +25,10 @@ MAX_NEW_TOKENS = 128
 Chat = tuple[list[Message], list[Image.Image]]
 
 
-class Request(Protocol):
-    """What `lmms_eval` asks: its `Instance`."""
-
-    @property
-    def args(self) -> tuple[Any, ...]:
-        """To generate: context, settings, a function from the document to its pictures, and the
-        document's number, task and split. To score: the continuation stands for the settings."""
+Request = Any
+"""Their `Instance`. To generate, its `args` are context, settings, a function from the document to
+its pictures, and the document's number, task and split; to score, the continuation stands for the
+settings."""
 
 
 def manifest() -> Any:

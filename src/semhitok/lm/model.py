@@ -299,7 +299,8 @@ class UnifiedModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped
                 count these alone, so that a row goes on as if it had never had the others.
         """
         if context is not None:
-            mask = context(input_ids, kwargs["attention_mask"])
+            mask = kwargs.get("attention_mask")  # `generate` drops one that hides nothing
+            mask = context(input_ids, torch.ones_like(input_ids) if mask is None else mask)
             kwargs |= dict(attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0))
         prepared = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         return cast(dict[str, Any], prepared)

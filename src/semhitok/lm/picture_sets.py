@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from PIL import Image
 
@@ -29,20 +29,23 @@ class Wanted:
     """Its name in the set, with forward slashes."""
 
 
-class Store(Protocol):
+class Store(ABC):
     """Where drawn pictures go."""
 
+    @abstractmethod
     def has(self, file: str) -> bool:
         """Whether the picture is there, and whole."""
 
+    @abstractmethod
     def put(self, file: str, image: Image.Image) -> None:
         """Keep a picture."""
 
+    @abstractmethod
     def get(self, file: str) -> Image.Image:
         """A picture that is there."""
 
 
-class Memory:
+class Memory(Store):
     """Pictures that nobody keeps."""
 
     def __init__(self) -> None:
@@ -58,7 +61,7 @@ class Memory:
         return self._images[file]
 
 
-class Folder:
+class Folder(Store):
     """PNG files below a folder; folders are made as they are needed."""
 
     def __init__(self, root: Path) -> None:

@@ -11,7 +11,6 @@ import torch
 from answers import CLASSES, EACH
 
 if TYPE_CHECKING:
-    from semhitok.lm.assistant import Assistant
     from semhitok.lm.evaluation.questions import Exam
     from semhitok.lm.processor import UnifiedProcessor
 
@@ -64,22 +63,3 @@ def make_exam(
         return Exam(stub, Records(data, [CLASS], stub.processor.tokenizer_hash), **options)
 
     return make
-
-
-@pytest.fixture
-def assistant(
-    make_language: Callable[..., Any], make_processor: Callable[..., UnifiedProcessor]
-) -> Assistant:
-    """A real one, with random weights; pictures of 2 x 2 patches."""
-    from semhitok.lm.assistant import Assistant
-    from semhitok.lm.model import UnifiedModel
-
-    processor = make_processor(size=16)
-    words = processor.vocabulary
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        model = UnifiedModel.unite(
-            make_language(vocab_size=words.text_size), processor.tokenizer,
-            text_length=words.text_length, max_side=8, head_width=16,
-        )  # fmt: skip
-    return Assistant(model.eval(), processor)

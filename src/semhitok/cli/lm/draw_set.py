@@ -73,9 +73,8 @@ def draw_set(
     """
     check_output_folder(out)
     found = _read(prompts, layout, samples)
-    from semhitok.cli.models import pick_device
+    from semhitok.cli.models import load_assistant, pick_device
     from semhitok.files import write_file
-    from semhitok.lm.assistant import Assistant
     from semhitok.lm.claims import claim_folder
     from semhitok.lm.picture_sets import Folder, draw_missing
     from semhitok.lm.sampling import Level, Sampling
@@ -83,7 +82,7 @@ def draw_set(
     patches = parse_patches(size)
     level = Level(temperature, top_k, top_p)
     sampling = Sampling(semantic=level, pixel=level, guidance=guidance)
-    assistant = Assistant.from_pretrained(model, tokenizer=tokenizer, device=pick_device(device))
+    assistant = load_assistant(model, tokenizer, pick_device(device))
     drawn_at = patches or assistant.size
     assistant.processor.vocabulary.check_side(*drawn_at)
     claim_folder(

@@ -115,8 +115,7 @@ def evaluate(
     if out is not None:
         check_output_folder(out)
     from semhitok.cli.lm.parts import Drawing, HeldOut, Questions, drawing_sets
-    from semhitok.cli.models import pick_device
-    from semhitok.lm.assistant import Assistant
+    from semhitok.cli.models import load_assistant, pick_device
     from semhitok.lm.evaluation.naming import measure_naming
     from semhitok.lm.evaluation.questions import Exam
     from semhitok.lm.evaluation.yes_no import measure_yes_no
@@ -125,7 +124,7 @@ def evaluate(
 
     level = Level(temperature, top_k, top_p)
     sampling = Sampling(semantic=level, pixel=level, guidance=guidance)
-    assistant = Assistant.from_pretrained(model, tokenizer=tokenizer, device=pick_device(device))
+    assistant = load_assistant(model, tokenizer, pick_device(device))
 
     def exam(data: str) -> Exam:
         records = Records(data, [CLASS], assistant.tokenizer.hash)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
@@ -30,18 +31,20 @@ from semhitok.model.lpips import find_judge, lpips_hash
 Sheet = tuple[Illustration, Image.Image]
 
 
-class Part(Protocol):
+class Part(ABC):
     """One of the things that are measured."""
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What decides on the figures, beside the model."""
 
+    @abstractmethod
     def measure(self) -> tuple[Section, list[Sheet]]:
         """The figures, and pictures to look at."""
 
 
 @dataclass(frozen=True)
-class Questions:
+class Questions(Part):
     """Naming, or yes or no."""
 
     name: str
@@ -60,7 +63,7 @@ class Questions:
             return self.figures(exam, summarize_ratio), []
 
 
-class HeldOut:
+class HeldOut(Part):
     """Loss on prepared sequences."""
 
     def __init__(
@@ -90,7 +93,7 @@ class HeldOut:
         return section, []
 
 
-class Drawing:
+class Drawing(Part):
     """Pictures of classes under a classifier that is fitted to photos."""
 
     def __init__(
