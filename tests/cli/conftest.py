@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,3 +103,12 @@ def captioned(picture: Callable[..., Image.Image], tmp_path: Path) -> Path:
     )
     pq.write_table(table, tmp_path / "photos.parquet")
     return tmp_path / "photos.parquet"
+
+
+@pytest.fixture(autouse=True)
+def quiet_again() -> Iterator[None]:
+    """Commands give the package's log a place, which is gone after the test."""
+    logger = logging.getLogger("semhitok")
+    before = logger.handlers, logger.level, logger.propagate
+    yield
+    logger.handlers, logger.level, logger.propagate = before

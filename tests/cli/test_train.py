@@ -40,14 +40,6 @@ def fake_run(monkeypatch: pytest.MonkeyPatch) -> type[FakeRun]:
     return FakeRun
 
 
-@pytest.fixture(autouse=True)
-def quiet_again() -> Any:
-    logger = logging.getLogger("semhitok")
-    before = logger.handlers, logger.level, logger.propagate
-    yield
-    logger.handlers, logger.level, logger.propagate = before
-
-
 def train(photos: Path, out: Path, *arguments: str) -> int:
     return cli.main(["train", "tiny", "--data", str(photos), "--out", str(out), *arguments])
 
