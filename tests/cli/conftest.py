@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-CLASSES = ["dog", "cat", "fish", "dog", "cat"]
-"""Of the captioned pictures."""
-
 if TYPE_CHECKING:
     from semhitok.model import SemHiTok
     from semhitok.model.config import TokenizerConfig
+
+CLASSES = ["dog", "cat", "fish", "dog", "cat"]
+"""Of the captioned pictures."""
 
 
 @pytest.fixture(scope="session")

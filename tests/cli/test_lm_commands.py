@@ -113,7 +113,7 @@ def test_ask_draw_and_chat(
         (["ask", "{model}", "x.png", "What?"], "has no processor.json: it is no multimodal model"),
         (
             ["draw", "nowhere", "dog", "--out", "{tmp}", "--size", "8"],
-            "--size is '8'; needed: he",
+            "--size is '8'; allowed: h",
         ),
         (
             ["lm", "train", "x.yaml", "--data", "a", "--out", "{tmp}"],

@@ -89,7 +89,7 @@ def test_sizes(captioned: Path, model: Path, language: Path, tmp_path: Path) -> 
         (("name",), ("--pictures", "x"), "--pictures goes with --task chat"),
         (("text", "name"), (), "--task text reads files of its own"),
         (("paint",), (), "'paint' is not one of"),
-        (("name",), ("--size", "8x8x8"), "--size is '8x8x8'; needed"),
+        (("name",), ("--size", "8x8x8"), "--size is '8x8x8'; allowed"),
         (("name",), ("--size", "9x8"), "picture of 9x8 patches; sides from 1 to 8"),
         (("name",), ("--language", "nowhere/at-all/x"), "no language model 'nowhere/at-all/x'"),
         (("text",), (), "photos.parquet: a .parquet; read here: .txt, .jsonl"),

@@ -186,6 +186,23 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(
     assert not (stage / "checkpoint-4").exists()
 
 
+def test_a_run_that_dies_after_its_last_step_trains_no_more(
+    start: Start, fails_at: Callable[[int | None], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = start("whole").train()
+    broken = start("broken")
+
+    def full(self: LanguageRun, model: UnifiedModel, folder: Path) -> None:
+        raise OSError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LanguageRun, "_save", full)
+        with pytest.raises(OSError, match="no space"):
+            broken.train()
+    fails_at(0)  # a further step would die
+    assert equal_bits(start("broken").train(), whole)
+
+
 def test_stages_train_what_they_say_and_the_tokenizer_never(
     start: Start, tiny_tokenizer: SemHiTok
 ) -> None:
@@ -195,7 +212,8 @@ def test_stages_train_what_they_say_and_the_tokenizer_never(
     fresh = run._start(0)
     run.train()
     adapter, joint = (
-        UnifiedModel.from_pretrained(run.folder / name / "model") for name in ("adapter", "joint")
+        UnifiedModel.from_pretrained(folder / "model")
+        for folder in (run.folder / "adapter", run.folder)
     )
 
     def moved(one: UnifiedModel, other: UnifiedModel, part: str) -> bool:
@@ -262,8 +280,9 @@ def test_runs_that_cannot_be_are_refused(
     del data["read"]
     with pytest.raises(RecipeError, match="learns from read; give each a prepared folder"):
         start("new")
+    drawn = {"data": {"drawn": 1.0}}
     with pytest.raises(RecipeError, match="batch_size is 4; it must be a multiple of micro_batch"):
-        start("new", {"data": {"drawn": 1.0}, "micro_batch": 3}).train()
+        start("new", drawn, {**drawn, "name": "second", "micro_batch": 3})
 
 
 def test_sequences_of_another_tokenizer_are_refused(

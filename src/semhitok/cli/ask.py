@@ -32,13 +32,10 @@ def ask(
     json_: JsonOption = False,
 ) -> None:
     """Ask a multimodal model about a picture; the answer is on stdout."""
-    from semhitok.cli.models import pick_device
-    from semhitok.lm.assistant import Assistant
-    from semhitok.lm.language import hide_bars
+    from semhitok.cli.models import load_assistant, pick_device
     from semhitok.lm.sampling import Level, Sampling
 
-    hide_bars()
-    assistant = Assistant.from_pretrained(model, tokenizer=tokenizer, device=pick_device(device))
+    assistant = load_assistant(model, tokenizer, pick_device(device))
     sampling = Sampling(text=Level(temperature=temperature))
     answer = assistant.ask(
         image, question, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed

@@ -57,16 +57,13 @@ def chat(
     Replies are on stdout as they come; pictures go into --out, and their names stand in the reply.
     """
     check_output_folder(out)
-    from semhitok.cli.models import pick_device
-    from semhitok.lm.assistant import Assistant
-    from semhitok.lm.language import hide_bars
+    from semhitok.cli.models import load_assistant, pick_device
     from semhitok.lm.sampling import Level, Sampling
 
     patches = parse_patches(size)
-    level = Level(temperature, top_k, top_p)
-    sampling = Sampling(Level(text_temperature), level, level, guidance)
-    hide_bars()
-    assistant = Assistant.from_pretrained(model, tokenizer=tokenizer, device=pick_device(device))
+    words = Level(text_temperature)
+    sampling = Sampling.of_images(temperature, top_k, top_p, guidance=guidance, text=words)
+    assistant = load_assistant(model, tokenizer, pick_device(device))
     talk = _Talk(assistant, out, patches, max_new_tokens, sampling, seed)
     message(HELP)
     for line in _lines():
@@ -147,13 +144,12 @@ class _Talk:
 
     def _show(self, ids: Any, height: int) -> None:
         """A picture that is whole goes to a file."""
-        from semhitok.files import check_writable
         from semhitok.images import to_pil
+        from semhitok.lm.picture_sets import Folder
 
         if len(ids) < height:
             return
-        check_writable(self.out, needed_bytes=0)
-        path = self.out / f"{self.drawn:04d}.png"
-        to_pil(self.assistant.paint(ids)).save(path)
+        name = f"{self.drawn:04d}.png"
+        Folder(self.out).put(name, to_pil(self.assistant.paint(ids)))
         self.drawn += 1
-        print(path, flush=True)
+        print(self.out / name, flush=True)

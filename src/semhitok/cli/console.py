@@ -56,6 +56,13 @@ ProbeOption = Annotated[
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:N or mps; by default the best.")
 ]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override path.to.key of the recipe."),
+]
+RunOption = Annotated[
+    Path, typer.Option("--out", help="The run folder; an interrupted run goes on.")
+]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Pictures at once.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of chance.")]
 MultimodalArgument = Annotated[
@@ -252,8 +259,13 @@ def parse_side(text: str | None, option: str, default: int | None) -> int | None
     return int(text)
 
 
-def parse_patches(text: str | None) -> tuple[int, int] | None:
+def parse_patches(
+    text: str | None, allowed: str = "height x width in patches, such as 8x12"
+) -> tuple[int, int] | None:
     """Height and width in patches, of "HxW".
+
+    Args:
+        allowed: what a refusal says.
 
     Raises:
         RangeError: it is something else.
@@ -262,7 +274,7 @@ def parse_patches(text: str | None) -> tuple[int, int] | None:
         return None
     sides = text.split("x")
     if len(sides) != 2 or not all(side.isdecimal() for side in sides):
-        raise RangeError(f"--size is {text!r}; needed: height x width in patches, such as 8x12")
+        raise RangeError(f"--size is {text!r}; allowed: {allowed}")
     return int(sides[0]), int(sides[1])
 
 

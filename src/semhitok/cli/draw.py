@@ -58,18 +58,15 @@ def draw(
     semhitok decode reads. The same seed draws the same pictures.
     """
     check_output_folder(out)
-    from semhitok.cli.models import pick_device
+    from semhitok.cli.models import load_assistant, pick_device
     from semhitok.files import check_writable
     from semhitok.images import to_pil
-    from semhitok.lm.assistant import Assistant
-    from semhitok.lm.language import hide_bars
-    from semhitok.lm.sampling import Level, Sampling
+    from semhitok.lm.picture_sets import Folder
+    from semhitok.lm.sampling import Sampling
 
     patches = parse_patches(size)
-    level = Level(temperature, top_k, top_p)
-    sampling = Sampling(semantic=level, pixel=level, guidance=guidance)
-    hide_bars()
-    assistant = Assistant.from_pretrained(model, tokenizer=tokenizer, device=pick_device(device))
+    sampling = Sampling.of_images(temperature, top_k, top_p, guidance=guidance)
+    assistant = load_assistant(model, tokenizer, pick_device(device))
     check_writable(out, needed_bytes=0)
     prompts = [text for text in prompt for _ in range(count)]
     grids: list[Int64[Tensor, "h w"]] = []
@@ -83,7 +80,7 @@ def draw(
                 seed=seed + start,
             )
             for grid in drawn:
-                to_pil(assistant.paint(grid)).save(out / names[len(grids)])
+                Folder(out).put(names[len(grids)], to_pil(assistant.paint(grid)))
                 grids.append(grid)
             advance(len(grids))
     _write_tokens(assistant, out / TOKENS, names, prompts, grids)

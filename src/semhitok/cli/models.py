@@ -58,9 +58,10 @@ def load_assistant(name: str, tokenizer: str | None, device: torch.device) -> As
     Raises:
         NotFoundError, FormatError: there is no such model or tokenizer, or files are damaged.
     """
-    from semhitok.lm.assistant import Assistant, hide_progress_bars
+    from semhitok.lm.assistant import Assistant
+    from semhitok.lm.language import hide_bars
 
-    hide_progress_bars()
+    hide_bars()
     return Assistant.from_pretrained(name, tokenizer=tokenizer, device=device)
 
 

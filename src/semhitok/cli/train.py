@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +12,8 @@ from semhitok.cli.console import (
     DataOption,
     JsonOption,
     ProbeOption,
+    RunOption,
+    SetOption,
     log_to_stderr,
     message,
     print_json,
@@ -28,11 +29,8 @@ def train(
         typer.Argument(metavar="RECIPE", help="Name or .yaml file.", show_default=False),
     ],
     data: DataOption,
-    out: Annotated[Path, typer.Option("--out", help="The run folder; an interrupted run goes on.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override path.to.key of the recipe."),
-    ] = None,
+    out: RunOption,
+    set_: SetOption = None,
     probe: ProbeOption = None,
     json_: JsonOption = False,
 ) -> None:

@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from transformers.utils import logging
 
 from semhitok import hub
 from semhitok.errors import FormatError, NotFoundError
@@ -233,11 +232,6 @@ class Assistant:
             listener=listener,
         )
         return [self.processor.decode_pieces(pieces) for pieces in replies]
-
-
-def hide_progress_bars() -> None:
-    """No bars of `transformers`' own, in this process: a command's stderr has lines of ours."""
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _folder(name: str | Path) -> Path:

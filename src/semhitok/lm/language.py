@@ -25,7 +25,7 @@ NEUTRAL = {
 
 
 def hide_bars() -> None:
-    """No progress bars of `transformers`, for commands, whose stderr has their own."""
+    """No bars of `transformers`' own, in this process: a command's stderr has lines of ours."""
     of_transformers.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 

@@ -66,6 +66,24 @@ class Sampling:
     """Classifier-free guidance of image ids, of each level by itself; 1 is none."""
 
     @classmethod
+    def of_images(
+        cls,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        *,
+        guidance: float = 1.0,
+        text: Level | None = None,
+    ) -> Sampling:
+        """Both levels of an image id alike.
+
+        Raises:
+            RangeError: a setting that is impossible.
+        """
+        level = Level(temperature, top_k, top_p)
+        return cls(text=text or Level(), semantic=level, pixel=level, guidance=guidance)
+
+    @classmethod
     def likeliest(cls) -> Sampling:
         """No chance: at each level the likeliest."""
         certain = Level(temperature=0.0)

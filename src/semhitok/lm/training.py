@@ -1,8 +1,8 @@
 """The multimodal model's training: stage after stage, by `transformers`' own Trainer.
 
-A run folder holds `recipe.yaml`, `metrics.jsonl`, a folder for each stage with its checkpoints and
-then its `model/`, and at the end `model/` with the processor beside the weights. DDP, FSDP and
-DeepSpeed are the Trainer's: start under `torchrun` or `accelerate launch`.
+A run folder holds `recipe.yaml`, `metrics.jsonl`, a folder for each stage with its checkpoints, and
+what each stage leaves: in its own `model/`, the last in `model/` of the run, weights and processor.
+DDP, FSDP and DeepSpeed are the Trainer's: start under `torchrun` or `accelerate launch`.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class LanguageRun:
             )
         # Of all stages at once: what the last of them refuses is refused before the first step.
         self.items = [self._items(number) for number in range(len(recipe.stages))]
+        self.arguments = [self._arguments(s, number) for number, s in enumerate(recipe.stages)]
         self._claim_folder()
 
     def train(self) -> UnifiedModel:
@@ -86,24 +87,25 @@ class LanguageRun:
             TrainingError: a loss is not finite.
             KeyboardInterrupt: after the step that it came in, and a checkpoint of it.
         """
-        model: UnifiedModel | None = None
-        for number, stage in enumerate(self.recipe.stages):
-            out = self.folder / stage.name / "model"
-            if not out.is_dir():
-                model = model if model is not None else self._start(number)
-                model = self._run_stage(number, model)
-                self._save(model, out)
-        model = model if model is not None else self._start(len(self.recipe.stages))
-        if not (self.folder / "model").is_dir():
-            self._save(model, self.folder / "model")
+        stages = range(len(self.recipe.stages))
+        done = max((number + 1 for number in stages if self._left_by(number).is_dir()), default=0)
+        model = self._start(done)
+        for number in stages[done:]:
+            model = self._run_stage(number, model)
+            self._save(model, self._left_by(number))
         return model
 
     # -- stages --------------------------------------------------------------------------------
 
+    def _left_by(self, number: int) -> Path:
+        """The model folder that a stage leaves."""
+        last = number == len(self.recipe.stages) - 1
+        return (self.folder if last else self.folder / self.recipe.stages[number].name) / "model"
+
     def _start(self, number: int) -> UnifiedModel:
         """The model as the stage before left it, or as the language model and chance make it."""
         if number:
-            before = self.folder / self.recipe.stages[number - 1].name / "model"
+            before = self._left_by(number - 1)
             model = UnifiedModel.from_pretrained(before, dtype=torch.float32)
             return model.attach(self.processor.tokenizer)
         torch.manual_seed(self.recipe.seed)
@@ -137,13 +139,14 @@ class LanguageRun:
         interruption = Interruption()
         trainer = _StageTrainer(
             model=learner,
-            args=self._arguments(stage, number),
+            args=self.arguments[number],
             train_dataset=self.items[number],
             data_collator=stack,
             callbacks=[Record(self.folder / "metrics.jsonl", stage.name), Mark(), interruption],
         )
         trainer.remove_callback(PrinterCallback)  # stdout is for results
         trainer.image_loss = stage.image_loss
+        self.processor.tokenizer.to(self.arguments[number].device)  # it follows no `model.to`
         checkpoint = newest_checkpoint(self.folder / stage.name)
         with interruption:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -77,11 +77,10 @@ def draw_set(
     from semhitok.files import write_file
     from semhitok.lm.claims import claim_folder
     from semhitok.lm.picture_sets import Folder, draw_missing
-    from semhitok.lm.sampling import Level, Sampling
+    from semhitok.lm.sampling import Sampling
 
     patches = parse_patches(size)
-    level = Level(temperature, top_k, top_p)
-    sampling = Sampling(semantic=level, pixel=level, guidance=guidance)
+    sampling = Sampling.of_images(temperature, top_k, top_p, guidance=guidance)
     assistant = load_assistant(model, tokenizer, pick_device(device))
     drawn_at = patches or assistant.size
     assistant.processor.vocabulary.check_side(*drawn_at)

@@ -120,10 +120,9 @@ def evaluate(
     from semhitok.lm.evaluation.questions import Exam
     from semhitok.lm.evaluation.yes_no import measure_yes_no
     from semhitok.lm.records import CLASS, Records
-    from semhitok.lm.sampling import Level, Sampling
+    from semhitok.lm.sampling import Sampling
 
-    level = Level(temperature, top_k, top_p)
-    sampling = Sampling(semantic=level, pixel=level, guidance=guidance)
+    sampling = Sampling.of_images(temperature, top_k, top_p, guidance=guidance)
     assistant = load_assistant(model, tokenizer, pick_device(device))
 
     def exam(data: str) -> Exam:

@@ -145,7 +145,7 @@ def _size(text: str | None) -> Size:
         return None
     if text.isdecimal():
         return int(text)
-    return parse_patches(text)
+    return parse_patches(text, "pixels, or patches as HxW, such as 8x12")
 
 
 def _conversations(

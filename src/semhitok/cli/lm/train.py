@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from semhitok.cli.console import JsonOption, log_to_stderr, message, print_json
+from semhitok.cli.console import (
+    JsonOption,
+    RunOption,
+    SetOption,
+    log_to_stderr,
+    message,
+    print_json,
+)
 
 
 def train(
@@ -25,11 +31,8 @@ def train(
             "be repeated, also for one name.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="The run folder; an interrupted run goes on.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override path.to.key of the recipe."),
-    ] = None,
+    out: RunOption,
+    set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Train a multimodal model, all stages.
